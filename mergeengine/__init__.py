@@ -1,0 +1,1 @@
+"""mergeengine: carry fine-tuning over to new model versions, out of core."""

@@ -1,0 +1,5 @@
+"""``python -m mergeengine``."""
+
+from mergeengine.cli import main
+
+main()

@@ -1,0 +1,301 @@
+"""Building nodes: shapes are checked, zeros vanish, and layout is pushed to where data lie.
+
+Every graph built here is in one normal form, which is what makes blocks inside tensors easy:
+
+* ``concat`` is only ever at the top: an operation on a concatenation becomes a concatenation
+  of operations on its pieces;
+* ``slice``, ``take`` and ``permute`` stand directly over what holds data (a stored tensor, a
+  reduction or a whole node), in this order from the inside out: the *view* of it;
+* everything between is elementwise.
+
+A passage that is multiplied by zero is removed: its tensors are never read. (So 0 · NaN is 0
+here: a mask of zero means "not touched", not "computed and cancelled".)
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+from mergeengine.lazy.nodes import BINARY, UNARY, Node, Shape, intern
+from mergeengine.lazy.stored import Stored
+
+Box = tuple[tuple[int, int], ...]
+
+
+def stored(tensor: Stored) -> Node:
+    """The leaf of a tensor in a file."""
+    return intern("stored", (), tensor.shape, tensor)
+
+
+def constant(value: float, shape: Shape = ()) -> Node:
+    """A number, of shape () unless it stands for a tensor of equal numbers."""
+    return intern("constant", (), shape, float(value))
+
+
+def is_constant(node: Node, value: float) -> bool:
+    return node.op == "constant" and node.value == value
+
+
+# --- elementwise -------------------------------------------------------------------------
+
+
+def broadcast(shapes: Sequence[Shape]) -> Shape:
+    """The common shape. Operands are numbers (shape ()) or have equal rank, with 1 repeated."""
+    full = [shape for shape in shapes if shape != ()]
+    if not full:
+        return ()
+    result = []
+    for sizes in zip(*full, strict=True) if len({len(s) for s in full}) == 1 else [None]:
+        distinct = set(sizes or ()) - {1}
+        if sizes is None or len(distinct) > 1:
+            raise ValueError(f"shapes do not fit together: {', '.join(map(str, full))}")
+        result.append(distinct.pop() if distinct else 1)
+    return tuple(result)
+
+
+def elementwise(op: str, *inputs: Node) -> Node:
+    """``op`` on operands of one shape (or numbers), simplified where zeros and ones allow it."""
+    arity = 3 if op == "where" else 2 if op in BINARY else 1 if op in UNARY else 0
+    if arity != len(inputs):
+        raise ValueError(f"no elementwise operation {op!r} of {len(inputs)} operands")
+    shape = broadcast([node.shape for node in inputs])
+    simple = _simplified(op, inputs, shape)
+    if simple is not None:
+        return simple
+    joined = next((node for node in inputs if node.op == "concat"), None)
+    if joined is not None:
+        dimension: int = joined.attributes[0]
+        pieces, start = [], 0
+        for piece in joined.inputs:
+            stop = start + piece.shape[dimension]
+            box = _span(shape, dimension, start, stop)
+            pieces.append(elementwise(op, *(restrict(node, box) for node in inputs)))
+            start = stop
+        return concat(pieces, dimension)
+    return intern(op, inputs, shape)
+
+
+def _simplified(op: str, inputs: tuple[Node, ...], shape: Shape) -> Node | None:
+    if op == "add":
+        left, right = inputs
+        if is_constant(right, 0.0) and left.shape == shape:
+            return left
+        if is_constant(left, 0.0) and right.shape == shape:
+            return right
+    elif op == "sub":
+        left, right = inputs
+        if is_constant(right, 0.0) and left.shape == shape:
+            return left
+        if left is right:
+            return constant(0.0, shape)
+    elif op == "mul":
+        for factor, other in (inputs, inputs[::-1]):
+            if is_constant(factor, 0.0):
+                return constant(0.0, shape)
+            if is_constant(factor, 1.0) and other.shape == shape:
+                return other
+    elif op == "div" and is_constant(inputs[1], 1.0) and inputs[0].shape == shape:
+        return inputs[0]
+    return None
+
+
+# --- layout ------------------------------------------------------------------------------
+
+
+def slice_box(node: Node, box: Box) -> Node:
+    """The part ``box`` (start and stop for each dimension) of a tensor."""
+    if len(box) != len(node.shape) or any(
+        not 0 <= start <= stop <= size for (start, stop), size in zip(box, node.shape, strict=True)
+    ):
+        raise ValueError(f"no part {box} in a tensor of shape {node.shape}")
+    shape = tuple(stop - start for start, stop in box)
+    if shape == node.shape:
+        return node
+    match node.op:
+        case "constant":
+            return constant(node.value, shape)
+        case "slice":
+            base: Box = node.attributes[0]
+            moved = tuple((s + b, e + b) for (s, e), (b, _) in zip(box, base, strict=True))
+            return intern("slice", node.inputs, shape, moved)
+        case "permute":
+            order: tuple[int, ...] = node.attributes
+            inner = tuple(box[order.index(d)] for d in range(len(order)))
+            return permute(slice_box(node.inputs[0], inner), order)
+        case "take":
+            dimension, indices = node.attributes
+            start, stop = box[dimension]
+            size = node.inputs[0].shape[dimension]
+            rest = (*box[:dimension], (0, size), *box[dimension + 1 :])
+            return take(slice_box(node.inputs[0], rest), indices[start:stop], dimension)
+        case "concat":
+            dimension = node.attributes[0]
+            start, stop = box[dimension]
+            pieces, offset = [], 0
+            for piece in node.inputs:
+                end = offset + piece.shape[dimension]
+                low, high = max(start, offset), min(stop, end)
+                if low < high:
+                    part = (low - offset, high - offset)
+                    pieces.append(slice_box(piece, (*box[:dimension], part, *box[dimension + 1 :])))
+                offset = end
+            return concat(pieces, dimension) if pieces else constant(0.0, shape)
+    if node.kind == "elementwise":
+        return elementwise(node.op, *(restrict(child, box) for child in node.inputs))
+    return intern("slice", (node,), shape, box)
+
+
+def restrict(node: Node, box: Box) -> Node:
+    """The operand's part for ``box`` of the broadcast result."""
+    if node.shape == ():
+        return node
+    fitted = zip(box, node.shape, strict=True)
+    return slice_box(node, tuple((0, min(1, b - a)) if n == 1 else (a, b) for (a, b), n in fitted))
+
+
+def permute(node: Node, order: Sequence[int]) -> Node:
+    """Dimensions reordered: dimension i of the result is dimension ``order[i]`` of ``node``."""
+    order = tuple(order)
+    if sorted(order) != list(range(len(node.shape))):
+        raise ValueError(f"not an order of {len(node.shape)} dimensions: {order}")
+    shape = tuple(node.shape[d] for d in order)
+    if order == tuple(range(len(order))):
+        return node
+    if node.op == "constant":
+        return constant(node.value, shape)
+    if node.op == "permute":
+        return permute(node.inputs[0], tuple(node.attributes[d] for d in order))
+    if node.op == "concat":
+        pieces = [permute(piece, order) for piece in node.inputs]
+        return concat(pieces, order.index(node.attributes[0]))
+    if node.kind == "elementwise":
+        moved = (child if child.shape == () else permute(child, order) for child in node.inputs)
+        return elementwise(node.op, *moved)
+    return intern("permute", (node,), shape, *order)
+
+
+def take(node: Node, indices: Sequence[int], dimension: int = 0) -> Node:
+    """Rows ``indices`` (or slices along another dimension); index -1 gives a row of zeros."""
+    indices = tuple(indices)
+    size = node.shape[dimension]
+    if any(not -1 <= index < size for index in indices):
+        raise ValueError(f"an index is outside 0..{size - 1} (or -1 for zeros)")
+    shape = (*node.shape[:dimension], len(indices), *node.shape[dimension + 1 :])
+    if indices == tuple(range(size)):
+        return node
+    if node.op == "constant" and node.value == 0.0:
+        return constant(0.0, shape)
+    if node.op == "permute":
+        order: tuple[int, ...] = node.attributes
+        return permute(take(node.inputs[0], indices, order[dimension]), order)
+    if node.op == "take" and node.attributes[0] == dimension:
+        inner = node.attributes[1]
+        return take(node.inputs[0], [inner[i] if i >= 0 else -1 for i in indices], dimension)
+    if node.kind == "elementwise" or node.op == "concat":
+        # Through an operation only real rows may pass: f(0) need not be 0.
+        return _take_runs(node, indices, dimension)
+    return intern("take", (node,), shape, dimension, indices)
+
+
+def _take_runs(node: Node, indices: tuple[int, ...], dimension: int) -> Node:
+    if node.kind == "elementwise" and -1 not in indices:
+        moved = [
+            child
+            if child.shape == () or child.shape[dimension] == 1 != node.shape[dimension]
+            else take(child, indices, dimension)
+            for child in node.inputs
+        ]
+        return elementwise(node.op, *moved)
+    pieces = []
+    position = 0
+    while position < len(indices):
+        first = indices[position]
+        length = 1
+        while position + length < len(indices) and indices[position + length] == (
+            first + length if first >= 0 else -1
+        ):
+            length += 1
+        if first < 0:
+            shape = (*node.shape[:dimension], length, *node.shape[dimension + 1 :])
+            pieces.append(constant(0.0, shape))
+        else:
+            pieces.append(slice_box(node, _span(node.shape, dimension, first, first + length)))
+        position += length
+    return concat(pieces, dimension)
+
+
+def concat(nodes: Sequence[Node], dimension: int = 0) -> Node:
+    """Tensors one after the other along ``dimension``."""
+    if not nodes:
+        raise ValueError("nothing to concatenate")
+    first = nodes[0].shape
+    if not 0 <= dimension < len(first):
+        raise ValueError(f"no dimension {dimension} in a tensor of shape {first}")
+    for node in nodes:
+        if len(node.shape) != len(first) or any(
+            n != m for d, (n, m) in enumerate(zip(node.shape, first, strict=True)) if d != dimension
+        ):
+            raise ValueError(f"cannot concatenate shapes {first} and {node.shape}")
+    flat: list[Node] = []
+    for node in nodes:
+        same = node.op == "concat" and node.attributes[0] == dimension
+        flat.extend(node.inputs if same else (node,))
+    flat = [node for node in flat if node.shape[dimension]] or flat[:1]
+    flat = _join_constants(flat, dimension)
+    if len(flat) == 1:
+        return flat[0]
+    total = sum(node.shape[dimension] for node in flat)
+    shape = (*first[:dimension], total, *first[dimension + 1 :])
+    return intern("concat", tuple(flat), shape, dimension)
+
+
+def _join_constants(nodes: list[Node], dimension: int) -> list[Node]:
+    joined: list[Node] = []
+    key: Callable[[Node], object] = lambda n: n.value.hex() if n.op == "constant" else id(n)  # noqa: E731
+    for _, group in groupby(nodes, key):
+        run = list(group)
+        if run[0].op == "constant":
+            shape = run[0].shape
+            total = sum(node.shape[dimension] for node in run)
+            run = [constant(run[0].value, (*shape[:dimension], total, *shape[dimension + 1 :]))]
+        joined.extend(run)
+    return joined
+
+
+def _span(shape: Shape, dimension: int, start: int, stop: int) -> Box:
+    return tuple((start, stop) if d == dimension else (0, n) for d, n in enumerate(shape))
+
+
+# --- reductions and whole nodes ------------------------------------------------------------
+
+
+def total(node: Node) -> Node:
+    """The sum of all elements, in float64."""
+    return constant(0.0) if is_constant(node, 0.0) else intern("sum", (node,), ())
+
+
+def row_sum(node: Node) -> Node:
+    """Sums over all dimensions but the first, in float64; shape (rows, 1, 1, ...)."""
+    if not node.shape:
+        raise ValueError("a scalar has no rows")
+    shape = (node.shape[0], *(1 for _ in node.shape[1:]))
+    return constant(0.0, shape) if is_constant(node, 0.0) else intern("row_sum", (node,), shape)
+
+
+def kth_magnitude(node: Node, k: int) -> Node:
+    """The k-th largest absolute value, k counted from 1."""
+    if not 1 <= k <= node.numel:
+        raise ValueError(f"no {k}-th magnitude among {node.numel} elements")
+    return constant(0.0) if is_constant(node, 0.0) else intern("kth_magnitude", (node,), (), k)
+
+
+def low_rank(node: Node, rank: int) -> Node:
+    """The nearest matrix of rank at most ``rank`` in the Frobenius norm (Eckart and Young 1936)."""
+    if len(node.shape) != 2 or rank < 1:
+        raise ValueError(f"low_rank needs a matrix and a rank of at least 1, not {node.shape}")
+    if rank >= min(node.shape):
+        return node
+    return (
+        constant(0.0, node.shape)
+        if is_constant(node, 0.0)
+        else intern("low_rank", (node,), node.shape, rank)
+    )

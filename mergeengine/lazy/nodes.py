@@ -1,0 +1,104 @@
+"""The one node type of the graph, hash-consed, and the table of its legal operations.
+
+Four kinds decide how a node is streamed:
+
+* ``elementwise``: any block of elements can be computed alone;
+* ``layout``: a block of the output names the boxes it needs of the input;
+* ``reduction``: a pass over the input that leaves a small value;
+* ``whole``: needs its inputs complete in memory and declares its workspace.
+
+``stored`` leaves lie in a file; ``constant`` leaves are numbers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from threading import Lock
+from typing import Any, Literal
+from weakref import WeakValueDictionary
+
+from mergeengine.lazy.stored import Stored
+
+Kind = Literal["stored", "constant", "elementwise", "layout", "reduction", "whole"]
+Shape = tuple[int, ...]
+
+UNARY = ("neg", "abs", "sign", "sqrt")
+BINARY = ("add", "sub", "mul", "div", "maximum", "minimum", "ge", "gt", "eq")
+
+KINDS: dict[str, Kind] = {
+    "stored": "stored",  # attributes: (Stored,)
+    "constant": "constant",  # attributes: (value,)
+    **dict.fromkeys(UNARY, "elementwise"),
+    **dict.fromkeys(BINARY, "elementwise"),  # comparisons give 1.0 and 0.0
+    "where": "elementwise",  # inputs: condition (non-zero is true), then, else
+    "slice": "layout",  # attributes: ((start, stop) per dimension)
+    "permute": "layout",  # attributes: the input's dimension for each of the output's
+    "take": "layout",  # attributes: (dimension, indices); index -1 is a row of zeros
+    "concat": "layout",  # attributes: (dimension,)
+    "sum": "reduction",  # float64, over everything; shape ()
+    "row_sum": "reduction",  # float64, over all dimensions but the first, which stays
+    "kth_magnitude": "reduction",  # attributes: (k,): the k-th largest |x|, k from 1; shape ()
+    "low_rank": "whole",  # attributes: (rank,): the nearest matrix of that rank
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Node:
+    """One operation. Equal nodes are one object, so identity is equality."""
+
+    op: str
+    inputs: tuple["Node", ...]
+    shape: Shape
+    attributes: tuple[Any, ...]
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.op]
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def stored(self) -> Stored:
+        """The tensor in a file that a ``stored`` leaf stands for."""
+        tensor: Stored = self.attributes[0]
+        return tensor
+
+    @property
+    def value(self) -> float:
+        """The number of a ``constant``."""
+        number: float = self.attributes[0]
+        return number
+
+
+_Key = tuple[str, tuple[Node, ...], Shape, tuple[Any, ...]]
+_interned: WeakValueDictionary[_Key, Node] = WeakValueDictionary()
+_lock = Lock()
+
+
+def intern(op: str, inputs: tuple[Node, ...], shape: Shape, *attributes: Any) -> Node:
+    """The node of these parts: the existing one where there is one."""
+    if op == "constant":  # 0.0 == -0.0 and 1 == True, but they are different constants
+        key: _Key = (op, inputs, shape, (float(attributes[0]).hex(),))
+    else:
+        key = (op, inputs, shape, attributes)
+    with _lock:
+        node = _interned.get(key)
+        if node is None:
+            node = _interned[key] = Node(op, inputs, shape, attributes)
+    return node
+
+
+def walk(*roots: Node) -> Iterator[Node]:
+    """Every node below the roots once, inputs before users (iterative: graphs may be deep)."""
+    seen: set[int] = set()
+    stack = [(root, False) for root in reversed(roots)]
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            yield node
+        elif id(node) not in seen:
+            seen.add(id(node))
+            stack.append((node, True))
+            stack.extend((child, False) for child in reversed(node.inputs))

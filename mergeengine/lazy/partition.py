@@ -1,0 +1,62 @@
+"""The canonical partition of a tensor, and boxes of flat ranges.
+
+Every tensor is cut into chunks of ``CHUNK`` elements of its row-major order, whatever the
+machine and the memory: digests, journals and reductions count chunks, so no result depends on
+how much is read at a time.
+"""
+
+from collections.abc import Iterator
+
+from mergeengine.lazy.algebra import Box
+from mergeengine.lazy.nodes import Shape
+
+CHUNK = 1 << 20
+
+
+def chunk_count(numel: int) -> int:
+    """Chunks of a tensor; an empty tensor has one, empty, so that it is counted too."""
+    return max(1, -(-numel // CHUNK))
+
+
+def boxes(shape: Shape, start: int, stop: int) -> Iterator[Box]:
+    """The flat range ``start:stop`` of a row-major tensor as boxes, in flat order.
+
+    At most 2·rank - 1 of them: part of a row, whole rows, part of a row, in each dimension.
+    """
+    if start >= stop:
+        return
+    if not shape:
+        yield ()
+        return
+    inner = 1
+    for size in shape[1:]:
+        inner *= size
+    first, offset = divmod(start, inner)
+    last, remainder = divmod(stop, inner)
+    if first == last:
+        for box in boxes(shape[1:], offset, remainder):
+            yield ((first, first + 1), *box)
+        return
+    if offset:
+        for box in boxes(shape[1:], offset, inner):
+            yield ((first, first + 1), *box)
+        first += 1
+    if first < last:
+        yield ((first, last), *((0, size) for size in shape[1:]))
+    if remainder:
+        for box in boxes(shape[1:], 0, remainder):
+            yield ((last, last + 1), *box)
+
+
+def flat_range(shape: Shape, box: Box) -> tuple[int, int] | None:
+    """The flat range that a box covers where it is contiguous, else None."""
+    start, length, full = 0, 1, True
+    stride = 1
+    for (low, high), size in zip(reversed(box), reversed(shape), strict=True):
+        if not full and high - low != 1:
+            return None
+        start += low * stride
+        length *= high - low
+        full = full and (low, high) == (0, size)
+        stride *= size
+    return start, start + length

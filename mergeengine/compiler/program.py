@@ -1,0 +1,234 @@
+"""An output's expression as a short list of instructions over reused registers.
+
+The graph's normal form (see ``lazy.algebra``) makes this simple: the pieces of a top-level
+concatenation, and in each of them elementwise operations over views of what holds data.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from mergeengine.lazy.algebra import Box
+from mergeengine.lazy.nodes import Node, Shape, walk
+
+VIEWS = ("slice", "permute", "take")
+HOLDERS = ("stored", "row_sum", "low_rank")
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """A place for a block of intermediate values."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A number: a constant, or one that reductions of an earlier pass leave."""
+
+    node: Node
+
+
+Operand = Register | Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Read a view, converted to the arithmetic's dtype, into a register."""
+
+    register: Register
+    view: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Compute ``op`` of the operands into a register, which may be one of them."""
+
+    register: Register
+    op: str
+    operands: tuple[Operand, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """How to compute any block of one piece.
+
+    ``result`` is the register (or number) that holds the value at the end. ``copy`` is the view
+    whose bytes are the result as they are, where nothing is computed at all.
+    ``flat``: every operand has the piece's shape and is contiguous in its file, so that a block
+    is a flat range and dimensions do not matter.
+    """
+
+    shape: Shape
+    instructions: tuple[Load | Apply, ...]
+    result: Operand
+    registers: int
+    flat: bool
+
+    @property
+    def loads(self) -> tuple[Load, ...]:
+        return tuple(i for i in self.instructions if isinstance(i, Load))
+
+    @property
+    def copy(self) -> Node | None:
+        if len(self.instructions) == 1 and isinstance(self.instructions[0], Load):
+            return self.instructions[0].view
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A box of the output and the program that computes it."""
+
+    box: Box
+    program: Program
+
+
+def pieces(root: Node) -> tuple[Piece, ...]:
+    """The programs that together cover ``root``."""
+    return tuple(Piece(box, compile_expression(node)) for box, node in _concatenated(root))
+
+
+def _concatenated(root: Node) -> Iterator[tuple[Box, Node]]:
+    if root.op != "concat":
+        yield tuple((0, n) for n in root.shape), root
+        return
+    dimension: int = root.attributes[0]
+    start = 0
+    for piece in root.inputs:
+        for box, node in _concatenated(piece):
+            low, high = box[dimension]
+            moved = (start + low, start + high)
+            yield (*box[:dimension], moved, *box[dimension + 1 :]), node
+        start += piece.shape[dimension]
+
+
+def is_scalar(node: Node) -> bool:
+    """A number: its value is known before any block is computed, once reductions have run."""
+    if node.shape != () and node.op != "constant":
+        return False
+    return all(below.op != "stored" for below in _below(node))
+
+
+def _below(node: Node) -> Iterator[Node]:
+    """The nodes that are evaluated together with this one: down to reductions."""
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        yield current
+        if current.kind in ("elementwise", "layout"):
+            stack.extend(current.inputs)
+
+
+def holder(view: Node) -> Node:
+    """What holds the data of a view."""
+    while view.op in VIEWS:
+        view = view.inputs[0]
+    return view
+
+
+def compile_expression(root: Node) -> Program:
+    """Instructions for an expression without concatenations.
+
+    Operands that need more registers are computed first (Sethi and Ullman 1970), a shared
+    operand is computed once, and a result takes the place of an operand that dies with it.
+    """
+    if is_scalar(root):
+        return Program(root.shape, (), Scalar(root), 0, flat=True)
+    uses: dict[Node, int] = {}
+    need: dict[Node, int] = {}
+    for node in walk_expression(root):
+        if node.kind == "elementwise":
+            for child in set(node.inputs):
+                uses[child] = uses.get(child, 0) + 1
+            needs = sorted((need.get(child, 0) for child in set(node.inputs)), reverse=True)
+            need[node] = max(count + held for held, count in enumerate(needs))
+        else:
+            need[node] = 1
+    uses[root] = 1
+
+    instructions: list[Load | Apply] = []
+    places: dict[Node, Register] = {}
+    free: list[int] = []
+    count = 0
+
+    def acquire() -> Register:
+        nonlocal count
+        if free:
+            return Register(free.pop())
+        count += 1
+        return Register(count - 1)
+
+    stack = [(root, False)]
+    while stack:
+        node, ready = stack.pop()
+        if node in places or is_scalar(node):
+            continue
+        if node.kind != "elementwise":
+            places[node] = acquire()
+            instructions.append(Load(places[node], node))
+        elif not ready:
+            stack.append((node, True))
+            stack.extend((child, False) for child in sorted(set(node.inputs), key=need.__getitem__))
+        else:
+            operands = tuple(
+                Scalar(child) if is_scalar(child) else places[child] for child in node.inputs
+            )
+            dying = []
+            for child in dict.fromkeys(node.inputs):
+                uses[child] -= 1
+                if uses[child] == 0 and child in places:
+                    dying.append(child)
+            heir = next((child for child in dying if child.shape == node.shape), None)
+            place = places[heir] if heir is not None else acquire()
+            instructions.append(Apply(place, node.op, operands))
+            free.extend(places[child].index for child in dying if child is not heir)
+            places[node] = place
+    flat = all(
+        isinstance(i, Apply) or (i.view.shape == root.shape and _contiguous(i.view))
+        for i in instructions
+    )
+    return Program(root.shape, tuple(instructions), places[root], count, flat)
+
+
+def _contiguous(view: Node) -> bool:
+    """Whether consecutive elements of the view are consecutive in what holds it."""
+    if view.op in HOLDERS:
+        return True
+    if view.op != "slice":
+        return False
+    box: Box = view.attributes[0]
+    whole = view.inputs[0].shape
+    return all(b == (0, n) for b, n in zip(box[1:], whole[1:], strict=True))
+
+
+def walk_expression(root: Node) -> Iterator[Node]:
+    """The nodes of one expression, inputs first: elementwise ones, numbers and views."""
+    seen: set[Node] = set()
+    stack = [(root, False)]
+    while stack:
+        node, ready = stack.pop()
+        if node in seen:
+            continue
+        if ready or node.kind != "elementwise" or is_scalar(node):
+            seen.add(node)
+            yield node
+        else:
+            stack.append((node, True))
+            stack.extend((child, False) for child in node.inputs)
+
+
+def prerequisites(root: Node) -> list[Node]:
+    """The reductions and whole nodes below ``root``, in an order in which they can be run."""
+    return [node for node in walk(root) if node.kind in ("reduction", "whole")]
+
+
+def tile_shape(shape: Shape, elements: int) -> Shape:
+    """The largest leading part of ``shape`` (whole trailing dimensions) within ``elements``."""
+    tile = list(shape)
+    for dimension in range(len(shape)):
+        inner = prod(tile[dimension + 1 :])
+        tile[dimension] = max(1, min(shape[dimension], elements // max(1, inner)))
+        if tile[dimension] * inner <= elements:
+            break
+    return tuple(tile)

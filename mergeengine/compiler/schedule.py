@@ -1,0 +1,242 @@
+"""Passes, block size and the projected peak memory.
+
+The projection is a promise: what a worker holds is one arena, whose layout is fixed here, and
+the executor allocates exactly that. Per worker, for a block of ``B`` elements (whole chunks):
+
+    Σ B · itemsize of each load  +  B · itemsize of the output
+    + registers · TILE · itemsize of the arithmetic  +  scratch
+
+A reduction's worker holds one chunk of its operand instead of the output, and for magnitudes a
+histogram. Whole nodes run alone and declare their workspace. Arithmetic happens tile by tile
+inside a block, so that intermediate values stay in the processor's cache.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from mergeengine.compiler.graph import Graph, OutputTensor
+from mergeengine.compiler.program import Piece, holder, pieces, prerequisites
+from mergeengine.errors import ResourceError
+from mergeengine.lazy.dtypes import FLOAT64, DType
+from mergeengine.lazy.nodes import Node
+from mergeengine.lazy.partition import CHUNK, chunk_count
+from mergeengine.units import format_binary_size
+
+TILE = 1 << 17
+ALIGNMENT = 4096
+SCRATCH = 1 << 20  # gathers short rows of strided views
+ROUNDING = 4 << 20  # temporaries of one tile: conditions, rounding from float64, histograms
+HISTOGRAM = 1 << 19
+FIXED = 40 << 20  # interpreter, allocator and thread stacks beyond the imports
+PER_TENSOR = 6 << 10  # names, nodes, programs, journal and manifest of one output tensor
+COMFORTABLE = 128 << 20  # more than this for blocks was never measured to be faster
+MOST_CHUNKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One pass over one tensor: a reduction or whole node that leaves a value, or the output.
+
+    ``compute`` is the arithmetic's dtype and ``result`` the dtype of the values produced.
+    """
+
+    kind: Literal["reduce", "whole", "write"]
+    node: Node
+    compute: DType
+    result: DType
+    pieces: tuple[Piece, ...]
+
+    @property
+    def operand(self) -> Node:
+        """The expression that the pass evaluates, block by block."""
+        return self.node if self.kind == "write" else self.node.inputs[0]
+
+    @property
+    def chunks(self) -> int:
+        return chunk_count(self.operand.numel)
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(
+            load.view.numel * holder(load.view).stored.dtype.itemsize
+            for piece in self.pieces
+            for load in piece.program.loads
+            if holder(load.view).op == "stored"
+        )
+
+    def load_bytes(self, elements: int) -> int:
+        """Bytes of all loads for a block of that many elements, each aligned."""
+        return max(
+            (
+                sum(
+                    align(min(elements, load.view.numel) * itemsize(load.view, self.compute))
+                    for load in piece.program.loads
+                )
+                for piece in self.pieces
+            ),
+            default=0,
+        )
+
+    def block_elements(self, block: int) -> int:
+        """Elements of this pass's largest block: a reduction goes chunk by chunk."""
+        most = block if self.kind == "write" else CHUNK
+        return min(most, max(1, self.operand.numel))
+
+    def arena_bytes(self, block: int) -> int:
+        """What one worker holds during this pass, for blocks of ``block`` elements."""
+        elements = self.block_elements(block)
+        held = self.load_bytes(elements) + align(elements * self.result.itemsize) + SCRATCH
+        return held + self._registers(min(TILE, elements))
+
+    def device_bytes(self, block: int) -> int:
+        """The same on an accelerator, where registers hold the whole block."""
+        elements = self.block_elements(block)
+        held = self.load_bytes(elements) + align(elements * self.result.itemsize)
+        # Rounding on the device takes temporaries: masks and, from float64, integer patterns.
+        return held + self._registers(elements) + 32 * elements
+
+    def _registers(self, elements: int) -> int:
+        count = max((piece.program.registers for piece in self.pieces), default=0)
+        return count * align(elements * self.compute.itemsize)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSchedule:
+    """One output tensor: the passes that must come first, then the one that writes."""
+
+    output: OutputTensor
+    before: tuple[Step, ...]
+    write: Step
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return (*self.before, self.write)
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """What will be done, in order, and the most memory it will take.
+
+    Sizes in bytes. ``block_chunks`` is the number of canonical chunks of a block.
+    """
+
+    tensors: tuple[TensorSchedule, ...]
+    workers: int
+    block_chunks: int
+    arena_bytes: int
+    device_arena_bytes: int
+    whole_bytes: int
+    read_bytes: int
+    write_bytes: int
+
+    @property
+    def projected_bytes(self) -> int:
+        """Peak anonymous memory beyond the imports."""
+        return projected_bytes(self.workers, self.arena_bytes, self.whole_bytes, len(self.tensors))
+
+
+def projected_bytes(workers: int, arena: int, whole: int, tensors: int) -> int:
+    return workers * (arena + ROUNDING + HISTOGRAM) + whole + FIXED + tensors * PER_TENSOR
+
+
+def schedule(
+    graph: Graph, *, memory: int, workers: int, block_chunks: int | None = None
+) -> Schedule:
+    """Passes and block size for a budget of ``memory`` bytes.
+
+    Raises ResourceError where even one worker with the smallest blocks does not fit; see
+    ``smallest`` for what would. ``block_chunks`` fixes the block size (for measurements).
+    """
+    tensors = tuple(_tensor_schedule(tensor) for tensor in graph.tensors)
+    steps = [step for tensor in tensors for step in tensor.steps]
+    whole = _whole_bytes(tensors)
+
+    def arena(chunks: int) -> int:
+        return max((step.arena_bytes(chunks * CHUNK) for step in steps), default=0)
+
+    chunk_choices = [block_chunks] if block_chunks else list(range(MOST_CHUNKS, 0, -1))
+    chosen: tuple[int, int] | None = None
+    for count in range(max(1, workers), 0, -1):
+        for chunks in chunk_choices:
+            size = arena(chunks)
+            comfortable = chunks == chunk_choices[-1] or count * size <= COMFORTABLE
+            if comfortable and projected_bytes(count, size, whole, len(tensors)) <= memory:
+                chosen = (count, chunks)
+                break
+        if chosen:
+            break
+    if chosen is None:
+        least = projected_bytes(1, arena(chunk_choices[-1]), whole, len(tensors))
+        raise ResourceError(
+            f"this plan needs at least {format_binary_size(least)} of memory, and "
+            f"{format_binary_size(memory)} were allowed: raise --memory"
+        )
+    return Schedule(
+        tensors=tensors,
+        workers=chosen[0],
+        block_chunks=chosen[1],
+        arena_bytes=arena(chosen[1]),
+        device_arena_bytes=max((step.device_bytes(chosen[1] * CHUNK) for step in steps), default=0),
+        whole_bytes=whole,
+        read_bytes=sum(step.read_bytes for tensor in tensors for step in tensor.steps),
+        write_bytes=sum(tensor.nbytes for tensor in graph.tensors),
+    )
+
+
+def _tensor_schedule(tensor: OutputTensor) -> TensorSchedule:
+    before = []
+    for node in prerequisites(tensor.node):
+        compute = arithmetic_of(node, tensor.compute)
+        kind: Literal["reduce", "whole"] = "reduce" if node.kind == "reduction" else "whole"
+        before.append(Step(kind, node, compute, compute, pieces(node.inputs[0])))
+    write = Step("write", tensor.node, tensor.compute, tensor.dtype, pieces(tensor.node))
+    return TensorSchedule(tensor, tuple(before), write)
+
+
+def arithmetic_of(node: Node, compute: DType) -> DType:
+    """The dtype of a pass: sums are taken in float64 throughout, magnitudes are ranked and whole
+    nodes computed as the output's arithmetic sees them."""
+    return FLOAT64 if node.op in ("sum", "row_sum") else compute
+
+
+def _whole_bytes(tensors: tuple[TensorSchedule, ...]) -> int:
+    """Whole nodes run one output at a time; a result that several outputs share is kept."""
+    users = Counter(
+        step.node for tensor in tensors for step in tensor.before if step.kind == "whole"
+    )
+    sizes: dict[Node, int] = {}
+    most = 0
+    for tensor in tensors:
+        own = workspace = 0
+        for step in tensor.before:
+            if step.kind == "whole":
+                size = step.node.numel * step.compute.itemsize
+                workspace = max(workspace, _workspace(step))
+                if users[step.node] > 1:
+                    sizes[step.node] = size
+                else:
+                    own += size
+        most = max(most, own + workspace)
+    return most + sum(sizes.values())
+
+
+def _workspace(step: Step) -> int:
+    """Bytes that a whole node takes while it runs: its operand and the decomposition's factors."""
+    rows, columns = step.operand.shape
+    rank = min(rows, columns)
+    factors = 2 * (rows * columns + rank * (rows + columns)) + 3 * rank * rank
+    return (prod(step.operand.shape) + factors) * step.compute.itemsize
+
+
+def itemsize(view: Node, compute: DType) -> int:
+    """Bytes of an element of a view where it lies."""
+    held = holder(view)
+    if held.op == "stored":
+        return held.stored.dtype.itemsize
+    return arithmetic_of(held, compute).itemsize
+
+
+def align(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

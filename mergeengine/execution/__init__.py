@@ -1,0 +1,1 @@
+"""Executing a schedule: reading, arithmetic, devices and workers."""

@@ -1,0 +1,65 @@
+"""A worker's memory: one allocation, made once, handed out block by block."""
+
+import ctypes
+import mmap
+import sys
+
+import torch
+from torch import Tensor
+
+from mergeengine.compiler.schedule import align
+
+
+class Arena:
+    """A stack of tensors in one anonymous mapping (or pinned, or device, memory).
+
+    What ``take`` gives is valid until ``rewind`` to a mark before it. Nothing else is allocated
+    while blocks are computed, so the projected peak is simply the sum of the arenas.
+    """
+
+    def __init__(self, size: int, device: torch.device | None = None, *, pinned: bool = False):
+        self._size = max(size, 1)
+        self._used = 0
+        if device is not None:
+            self._bytes = torch.empty(self._size, dtype=torch.uint8, device=device)
+        elif pinned:
+            self._bytes = torch.empty(self._size, dtype=torch.uint8, pin_memory=True)
+        else:
+            self._bytes = torch.frombuffer(_anonymous(self._size), dtype=torch.uint8)
+
+    @property
+    def device(self) -> torch.device:
+        return self._bytes.device
+
+    def take(self, elements: int, dtype: torch.dtype) -> Tensor:
+        """A flat tensor of ``elements``, uninitialised."""
+        size = elements * dtype.itemsize
+        end = self._used + align(size)
+        if end > self._size:
+            raise AssertionError(f"arena of {self._size} bytes is too small for {end}")
+        part = self._bytes[self._used : self._used + size].view(dtype)
+        self._used = end
+        return part
+
+    def mark(self) -> int:
+        """The present fill, for ``rewind``."""
+        return self._used
+
+    def rewind(self, mark: int = 0) -> None:
+        """Give back everything taken since ``mark``."""
+        self._used = mark
+
+
+def memory_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor in host memory, to read into or write from."""
+    size = tensor.numel() * tensor.itemsize
+    if size == 0:
+        return memoryview(b"")
+    return memoryview((ctypes.c_ubyte * size).from_address(tensor.data_ptr())).cast("B")
+
+
+def _anonymous(size: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    # Shared (the default) would hide from RSS accounting of anonymous memory and from limits.
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -1,0 +1,313 @@
+"""Equal workers over the schedule: each takes a block, reads, computes and hands it to the sink."""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from threading import Condition, Thread
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mergeengine.compiler.schedule import Schedule, Step, TensorSchedule
+from mergeengine.errors import Interrupted
+from mergeengine.execution.arena import Arena
+from mergeengine.execution.blocks import BlockRunner
+from mergeengine.execution.kernels import torch_dtype
+from mergeengine.execution.reader import Reader
+from mergeengine.execution.reductions import Fold, fold_of
+from mergeengine.execution.whole import run_whole
+from mergeengine.lazy.nodes import Node
+from mergeengine.lazy.partition import CHUNK
+
+CPU = torch.device("cpu")
+LOOKAHEAD = 32  # outputs under way at once, so that passes of one hide the waits of another
+
+_Outcome = tuple[Node, str]
+
+
+class Sink(Protocol):
+    """Where finished blocks go. Both methods are called from many threads."""
+
+    def is_done(self, tensor: int, chunk: int) -> bool:
+        """Whether a chunk need not be made again."""
+
+    def write(self, tensor: int, first_chunk: int, values: Tensor) -> None:
+        """Take the values of consecutive chunks: flat, in host memory, valid during the call."""
+
+
+@dataclass(slots=True)
+class _State:
+    """How far one output tensor is: the current pass and what of it is under way."""
+
+    index: int
+    tensor: TensorSchedule
+    position: int = 0  # in tensor.steps
+    running: bool = False
+    next_chunk: int = 0
+    pending: int = 0  # blocks handed out and not yet finished
+    fold: Fold | None = None
+
+    @property
+    def step(self) -> Step:
+        return self.tensor.steps[self.position]
+
+    @property
+    def finished(self) -> bool:
+        return self.position == len(self.tensor.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Chunks ``first`` to ``last`` of a pass; of a whole node, all of them."""
+
+    state: _State
+    step: Step
+    first: int
+    last: int
+
+
+class _Work:
+    """Hands out blocks in order; a tensor's next pass starts when its last one is complete."""
+
+    def __init__(self, schedule: Schedule, sink: Sink) -> None:
+        self.outcomes: dict[_Outcome, Tensor] = {}
+        self.error: BaseException | None = None
+        self._block_chunks = schedule.block_chunks
+        self._sink = sink
+        self._users = Counter(_outcome(s) for t in schedule.tensors for s in t.before)
+        self._claimed: set[_Outcome] = set()
+        self._waiting = deque(enumerate(schedule.tensors))
+        self._active: list[_State] = []
+        self._changed = Condition()
+
+    def next(self) -> _Task | None:
+        """The next block, waiting for one if need be; None when there is nothing more to do."""
+        with self._changed:
+            while self.error is None:
+                for state in self._active:
+                    task = self._hand_out(state)
+                    if task is not None:
+                        return task
+                self._active = [state for state in self._active if not state.finished]
+                if self._activate():
+                    continue
+                if not self._active:
+                    return None
+                self._changed.wait()
+        return None
+
+    def fail(self, error: BaseException) -> None:
+        """Stop handing out blocks; the first error counts."""
+        with self._changed:
+            self.error = self.error or error
+            self._changed.notify_all()
+
+    def done(self, task: _Task, left: Tensor | None) -> None:
+        """A block is finished; ``left`` is what a reduction's chunk or a whole node leaves."""
+        state = task.state
+        with self._changed:
+            state.pending -= 1
+            if state.fold is not None and left is not None:
+                state.fold.accept(task.first, left)
+            if state.pending == 0 and state.next_chunk >= task.step.chunks:
+                self._end_pass(state, left)
+            self._changed.notify_all()
+
+    def _activate(self) -> bool:
+        if not self._waiting or len(self._active) >= LOOKAHEAD:
+            return False
+        index, tensor = self._waiting[0]
+        if _has_whole(tensor) and any(_has_whole(state.tensor) for state in self._active):
+            return False  # the projection counts one output with whole nodes at a time
+        self._waiting.popleft()
+        if all(self._sink.is_done(index, chunk) for chunk in range(tensor.write.chunks)):
+            self._release(tensor)
+        else:
+            self._active.append(_State(index, tensor))
+        return True
+
+    def _hand_out(self, state: _State) -> _Task | None:
+        """The next block of a tensor, or None where there is none at the moment."""
+        while not state.finished:
+            step = state.step
+            if not state.running:
+                key = _outcome(step)
+                if step.kind != "write":
+                    if key in self.outcomes:
+                        state.position += 1
+                        continue
+                    if key in self._claimed:
+                        return None  # another output is computing it
+                    self._claimed.add(key)
+                state.fold = fold_of(step.node) if step.kind == "reduce" else None
+                state.next_chunk = 0
+                state.running = True
+            task = self._block(state, step)
+            if task is not None or state.pending:
+                return task
+            self._end_pass(state, None)
+        return None
+
+    def _block(self, state: _State, step: Step) -> _Task | None:
+        first, chunks = state.next_chunk, step.chunks
+        most = {"write": self._block_chunks, "reduce": 1, "whole": chunks}[step.kind]
+        if step.kind == "write":
+            while first < chunks and self._sink.is_done(state.index, first):
+                first += 1
+        last = first
+        while last < min(chunks, first + most) and not (
+            step.kind == "write" and self._sink.is_done(state.index, last)
+        ):
+            last += 1
+        state.next_chunk = last
+        if first == last:
+            return None
+        state.pending += 1
+        return _Task(state, step, first, last)
+
+    def _end_pass(self, state: _State, left: Tensor | None) -> None:
+        step = state.step
+        if step.kind == "write":
+            self._release(state.tensor)
+        else:
+            result = state.fold.finish_pass() if state.fold is not None else left
+            if result is None:
+                state.next_chunk = 0  # the same again: a select by digits takes several passes
+                return
+            self.outcomes[_outcome(step)] = result
+        state.running = False
+        state.position += 1
+
+    def _release(self, tensor: TensorSchedule) -> None:
+        for step in tensor.before:
+            key = _outcome(step)
+            self._users[key] -= 1
+            if not self._users[key]:
+                self.outcomes.pop(key, None)
+
+
+def execute(
+    schedule: Schedule,
+    sink: Sink,
+    *,
+    device: torch.device = CPU,
+    reader: Reader | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Run a schedule: every chunk that the sink does not have yet is handed to it once.
+
+    ``progress`` is called with the bytes of each finished output block. The first error of any
+    worker is raised here after the others have finished their block; so is Interrupted, after
+    Ctrl-C. PyTorch's own threads are set to one meanwhile: workers are the parallelism.
+    """
+    work = _Work(schedule, sink)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, threads)
+        files = reader or stack.enter_context(Reader())
+        workers = [
+            Thread(
+                target=_worker, args=(schedule, work, sink, device, files, progress), daemon=True
+            )
+            for _ in range(schedule.workers)
+        ]
+        for worker in workers:
+            worker.start()
+        try:
+            for worker in workers:
+                while worker.is_alive():
+                    worker.join(timeout=0.2)
+        except KeyboardInterrupt:
+            work.fail(Interrupted("stopped; run the same command again to go on from here"))
+            for worker in workers:
+                worker.join()
+    if work.error is not None:
+        raise work.error
+
+
+def stream(schedule: Schedule, reader: Reader) -> Iterator[tuple[TensorSchedule, int, Tensor]]:
+    """The outputs block by block in order, in this thread: (tensor, flat start, flat values).
+
+    Values are valid until the next block is asked for.
+    """
+    work = _Work(schedule, _Nothing())
+    runner = BlockRunner(Arena(schedule.arena_bytes), reader, work.outcomes)
+    while (task := work.next()) is not None:
+        if task.step.kind == "write":
+            start, stop = _span(task)
+            yield task.state.tensor, start, runner.run(task.step, start, stop)
+            work.done(task, None)
+        else:
+            work.done(task, _leave(runner, task, CPU))
+
+
+class _Nothing:
+    """A sink that has nothing and wants nothing."""
+
+    def is_done(self, tensor: int, chunk: int) -> bool:
+        return False
+
+    def write(self, tensor: int, first_chunk: int, values: Tensor) -> None:
+        raise AssertionError("streamed blocks are not written")
+
+
+def _worker(
+    schedule: Schedule,
+    work: _Work,
+    sink: Sink,
+    device: torch.device,
+    reader: Reader,
+    progress: Callable[[int], None] | None,
+) -> None:
+    try:
+        with ExitStack() as stack:
+            torch.set_num_threads(1)
+            if device == CPU:
+                runner = BlockRunner(Arena(schedule.arena_bytes), reader, work.outcomes)
+            else:
+                # Each worker has a stream of its own: one's copies overlap another's arithmetic.
+                torch.accelerator.set_device_index(device.index or 0)
+                stack.enter_context(torch.Stream(device))
+                host = Arena(schedule.arena_bytes, pinned=True)
+                there = Arena(schedule.device_arena_bytes, device)
+                runner = BlockRunner(host, reader, work.outcomes, there)
+            while (task := work.next()) is not None:
+                if task.step.kind == "write":
+                    start, stop = _span(task)
+                    values = runner.run(task.step, start, stop)
+                    sink.write(task.state.index, task.first, values)
+                    work.done(task, None)
+                    if progress is not None:
+                        progress(values.numel() * values.itemsize)
+                else:
+                    work.done(task, _leave(runner, task, device))
+    except BaseException as error:  # handed to the thread that waits
+        work.fail(error)
+
+
+def _leave(runner: BlockRunner, task: _Task, device: torch.device) -> Tensor:
+    """What a block of a reduction, or a whole node, leaves behind."""
+    step = task.step
+    if task.state.fold is not None:
+        start, stop = _span(task)
+        return task.state.fold.partial(task.first, runner.run(step, start, stop))
+    operand = torch.empty(step.operand.numel, dtype=torch_dtype(step.compute))
+    for start in range(0, operand.numel(), CHUNK):
+        stop = min(start + CHUNK, operand.numel())
+        operand[start:stop] = runner.run(step, start, stop)
+    return run_whole(step.node, operand.view(step.operand.shape).to(device)).cpu()
+
+
+def _span(task: _Task) -> tuple[int, int]:
+    return task.first * CHUNK, min(task.last * CHUNK, task.step.operand.numel)
+
+
+def _outcome(step: Step) -> _Outcome:
+    return step.node, step.compute.name
+
+
+def _has_whole(tensor: TensorSchedule) -> bool:
+    return any(step.kind == "whole" for step in tensor.before)

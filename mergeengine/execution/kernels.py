@@ -1,0 +1,85 @@
+"""The arithmetic on one tile, and the one rounding at the end.
+
+Every operation is rounded separately to the arithmetic's dtype. ``add`` and ``sub`` are called
+without ``alpha`` and ``mul`` apart from them, so that nothing is contracted to a fused
+multiply-add: the same bits come out on every device.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mergeengine.lazy.dtypes import DType
+
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name)
+    for name in (
+        *("bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"),
+        *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+        *("bool", "complex64"),
+    )
+}
+
+
+def torch_dtype(dtype: DType) -> torch.dtype:
+    return TORCH_DTYPES[dtype.name]
+
+
+def _where(condition: Tensor, then: Tensor, otherwise: Tensor, *, out: Tensor) -> Tensor:
+    return torch.where(condition.ne(0), then, otherwise, out=out)
+
+
+OPERATIONS: dict[str, Callable[..., Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "ge": torch.ge,
+    "gt": torch.gt,
+    "eq": torch.eq,
+    "neg": torch.neg,
+    "abs": torch.abs,
+    "sign": torch.sign,
+    "sqrt": torch.sqrt,
+    "where": _where,
+}
+
+_NARROW = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+def round_into(out: Tensor, values: Tensor) -> None:
+    """Round ``values`` to ``out``'s dtype, to nearest even, once; NaNs become one pattern.
+
+    torch converts float64 to a 16-bit type through float32 and so rounds twice: here float64 is
+    first rounded *to odd* in float32, which keeps what the second rounding needs to know
+    (Boldo and Melquiond 2008).
+    """
+    if values.dtype == torch.float64 and out.dtype in _NARROW:
+        values = _round_to_odd(values)
+    out.copy_(values)
+    if out.dtype.is_floating_point and _may_hold_nan(values):
+        nan = torch.isnan(values)
+        if out.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+            patterns = out.view(torch.uint8)
+            patterns[nan] = 0x7F
+        else:
+            out.masked_fill_(nan, torch.nan)
+
+
+def _may_hold_nan(values: Tensor) -> bool:
+    """Cheap on the CPU (one sum in cache); elsewhere asking would make the host wait."""
+    return values.device.type != "cpu" or not torch.isfinite(values.sum()).item()
+
+
+def _round_to_odd(values: Tensor) -> Tensor:
+    nearest = values.to(torch.float32)
+    error = values - nearest.to(torch.float64)
+    bits = nearest.view(torch.int32)
+    inexact = (error != 0) & torch.isfinite(values) & ((bits & 1) == 0)
+    # Away from zero in magnitude is +1 on the bit pattern, whatever the sign.
+    outward = (error > 0) == (values > 0)
+    step = torch.where(outward, 1, -1).to(torch.int32)
+    return torch.where(inexact, bits + step, bits).view(torch.float32)

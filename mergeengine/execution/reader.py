@@ -1,0 +1,130 @@
+"""Reading byte ranges of input files, and noticing when a file changes under us."""
+
+import os
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+
+from mergeengine.errors import CheckpointError, InputChangedError
+from mergeengine.lazy.stored import StoredFile
+
+_State = tuple[int, int, int]
+
+
+class Reader:
+    """Positional reads into caller-owned buffers, safe from many threads.
+
+    Files stay open, up to ``most_open``: the least recently used are closed beyond that.
+    """
+
+    def __init__(self, most_open: int = 256) -> None:
+        self._most_open = most_open
+        self._open: dict[Path, int] = {}
+        self._states: dict[Path, _State] = {}
+        self._in_use: dict[Path, int] = {}
+        self._lock = Lock()
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def read_into(self, file: StoredFile, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``offset``; an early end or a changed file is an error."""
+        descriptor = self._acquire(file)
+        try:
+            done = 0
+            while done < len(buffer):
+                count = _pread_into(descriptor, buffer[done:], offset + done)
+                if count == 0:
+                    raise InputChangedError(
+                        f"{file.path}: the file ends at byte {offset + done}, although its header "
+                        f"promised more: it was truncated while it was being read"
+                    )
+                done += count
+        except OSError as error:
+            raise CheckpointError(f"{file.path}: cannot be read: {error.strerror}") from error
+        finally:
+            self._release(file)
+
+    def check_unchanged(self) -> None:
+        """Raise InputChangedError if a file that was read is not what it was when opened."""
+        for path, state in self._states.items():
+            try:
+                now = _state(path.stat())
+            except OSError as error:
+                raise InputChangedError(f"{path}: disappeared while it was being read") from error
+            if now != state:
+                raise InputChangedError(
+                    f"{path}: changed while it was being read (size, time or inode differ); "
+                    "nothing was written under the final name. Run again when it is complete"
+                )
+
+    def close(self) -> None:
+        """Close every file."""
+        with self._lock:
+            for descriptor in self._open.values():
+                os.close(descriptor)
+            self._open.clear()
+
+    def _acquire(self, file: StoredFile) -> int:
+        path = file.path
+        with self._lock:
+            descriptor = self._open.pop(path, None)
+            if descriptor is None:
+                descriptor = self._open_file(file)
+                self._evict()
+            self._open[path] = descriptor  # most recently used last
+            self._in_use[path] = self._in_use.get(path, 0) + 1
+            return descriptor
+
+    def _release(self, file: StoredFile) -> None:
+        with self._lock:
+            self._in_use[file.path] -= 1
+
+    def _open_file(self, file: StoredFile) -> int:
+        try:
+            descriptor = os.open(file.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise CheckpointError(f"{file.path}: cannot be opened: {error.strerror}") from error
+        state = _state(os.fstat(descriptor))
+        if self._states.setdefault(file.path, state) != state or state[0] != file.size:
+            os.close(descriptor)
+            raise InputChangedError(
+                f"{file.path}: changed since its header was read (expected {file.size} bytes, "
+                f"found {state[0]}, or another time or inode)"
+            )
+        return descriptor
+
+    def _evict(self) -> None:
+        for path in list(self._open):
+            if len(self._open) < self._most_open:
+                return
+            if not self._in_use.get(path):
+                os.close(self._open.pop(path))
+
+
+def _state(status: os.stat_result) -> _State:
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+if hasattr(os, "preadv"):
+
+    def _pread_into(descriptor: int, buffer: memoryview, offset: int) -> int:
+        return os.preadv(descriptor, [buffer], offset)
+
+else:  # no positional reads (Windows): one reader at a time moves the file's position
+    _position = Lock()
+
+    def _pread_into(descriptor: int, buffer: memoryview, offset: int) -> int:
+        with _position:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            data = os.read(descriptor, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)

@@ -1,0 +1,143 @@
+"""Reductions by canonical chunks: each chunk leaves a partial value, combined in chunk order.
+
+So a result depends on the tensor alone: not on block size, workers, order, or device.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mergeengine.compiler.schedule import TILE
+from mergeengine.lazy.nodes import Node
+from mergeengine.lazy.partition import CHUNK
+
+
+class Fold(Protocol):
+    """One reduction in progress. ``partial`` runs in any worker, the rest under a lock."""
+
+    def partial(self, chunk: int, values: Tensor) -> Tensor:
+        """What one chunk (flat, in the pass's dtype; may be overwritten) contributes."""
+
+    def accept(self, chunk: int, partial: Tensor) -> None:
+        """Take a chunk's contribution; chunks come in any order."""
+
+    def finish_pass(self) -> Tensor | None:
+        """After all chunks: the result, or None where another pass is needed."""
+
+
+def fold_of(node: Node) -> Fold:
+    """The fold that computes a reduction node."""
+    if node.op == "sum":
+        return _Sum()
+    if node.op == "row_sum":
+        return _RowSum(node)
+    return _KthMagnitude(node.attributes[0])
+
+
+def pairwise_sum(values: Tensor) -> Tensor:
+    """Sums along the last dimension by halving, in place: the same additions on every device."""
+    length = values.shape[-1]
+    while length > 1:
+        half = (length + 1) // 2
+        values[..., : length - half] += values[..., half:length]
+        length = half
+    return values[..., 0].clone()
+
+
+class _Sum:
+    def __init__(self) -> None:
+        self._partials: dict[int, Tensor] = {}
+
+    def partial(self, chunk: int, values: Tensor) -> Tensor:
+        return pairwise_sum(values) if values.numel() else values.new_zeros(())
+
+    def accept(self, chunk: int, partial: Tensor) -> None:
+        self._partials[chunk] = partial
+
+    def finish_pass(self) -> Tensor | None:
+        total = torch.zeros((), dtype=torch.float64)
+        for _, partial in sorted(self._partials.items()):
+            total = total + partial
+        return total
+
+
+class _RowSum:
+    def __init__(self, node: Node) -> None:
+        self._rows = node.shape[0]
+        self._row = node.inputs[0].numel // max(1, self._rows)
+        self._partials: dict[int, Tensor] = {}
+
+    def partial(self, chunk: int, values: Tensor) -> Tensor:
+        start = chunk * CHUNK
+        offset = -start % max(1, self._row)
+        head, body = values[:offset], values[offset:]
+        whole = body.numel() // max(1, self._row) * self._row
+        sums = [pairwise_sum(head).reshape(1)] if head.numel() else []
+        if whole:
+            sums.append(pairwise_sum(body[:whole].view(-1, self._row)))
+        if body.numel() > whole:
+            sums.append(pairwise_sum(body[whole:]).reshape(1))
+        return torch.cat(sums) if sums else values.new_zeros(0)
+
+    def accept(self, chunk: int, partial: Tensor) -> None:
+        self._partials[chunk] = partial
+
+    def finish_pass(self) -> Tensor | None:
+        result = torch.zeros(self._rows, dtype=torch.float64)
+        for chunk, partial in sorted(self._partials.items()):
+            first = chunk * CHUNK // max(1, self._row)
+            result[first : first + partial.numel()] += partial
+        return result
+
+
+class _KthMagnitude:
+    """An exact radix select: histograms of 16 bits at a time of the magnitudes' patterns.
+
+    For floats of one sign, order by value is order by bit pattern. Two passes for float32, four
+    for float64; memory is one histogram, whatever the tensor's size.
+    """
+
+    _DIGIT = 16
+
+    def __init__(self, k: int) -> None:
+        self._remaining = k
+        self._known = 0  # the leading bits found so far
+        self._bits: int | None = None  # bits not yet known
+        self._histogram = torch.zeros(1 << self._DIGIT, dtype=torch.int64)
+        self._dtype = torch.float32
+
+    def partial(self, chunk: int, values: Tensor) -> Tensor:
+        self._dtype = values.dtype
+        integer = torch.int64 if values.dtype == torch.float64 else torch.int32
+        total = 8 * values.itemsize - 1
+        left = total if self._bits is None else self._bits
+        digit = min(self._DIGIT, left)
+        histogram = torch.zeros(1 << self._DIGIT, dtype=torch.int64)
+        for tile in torch.split(values, TILE):
+            magnitude = tile.view(integer) & ((1 << total) - 1)
+            if left < total:
+                magnitude = magnitude[(magnitude >> left) == self._known]
+            digits = (magnitude >> (left - digit)) & ((1 << digit) - 1)
+            histogram += torch.bincount(digits, minlength=1 << self._DIGIT)
+        return histogram
+
+    def accept(self, chunk: int, partial: Tensor) -> None:
+        self._histogram += partial
+
+    def finish_pass(self) -> Tensor | None:
+        total = 63 if self._dtype == torch.float64 else 31
+        left = total if self._bits is None else self._bits
+        digit = min(self._DIGIT, left)
+        at_least = self._histogram.flip(0).cumsum(0)
+        found = int(torch.searchsorted(at_least, self._remaining))
+        value = (1 << self._DIGIT) - 1 - found
+        if found:
+            self._remaining -= int(at_least[found - 1])
+        self._known = (self._known << digit) | value
+        self._bits = left - digit
+        self._histogram.zero_()
+        if self._bits:
+            return None
+        integer = torch.int64 if self._dtype == torch.float64 else torch.int32
+        return torch.tensor(self._known, dtype=integer).view(self._dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mergeengine.compiler.schedule import Schedule, Step, TensorSchedule
 from mergeengine.errors import Interrupted
-from mergeengine.execution.arena import Arena
+from mergeengine.execution.arena import Arena, memory_of
 from mergeengine.execution.blocks import BlockRunner
 from mergeengine.execution.kernels import torch_dtype
 from mergeengine.execution.reader import Reader
@@ -33,8 +33,8 @@ class Sink(Protocol):
     def is_done(self, tensor: int, chunk: int) -> bool:
         """Whether a chunk need not be made again."""
 
-    def write(self, tensor: int, first_chunk: int, values: Tensor) -> None:
-        """Take the values of consecutive chunks: flat, in host memory, valid during the call."""
+    def write(self, tensor: int, first_chunk: int, data: memoryview) -> None:
+        """Take the bytes of consecutive chunks; they are valid during the call."""
 
 
 @dataclass(slots=True)
@@ -250,7 +250,7 @@ class _Nothing:
     def is_done(self, tensor: int, chunk: int) -> bool:
         return False
 
-    def write(self, tensor: int, first_chunk: int, values: Tensor) -> None:
+    def write(self, tensor: int, first_chunk: int, data: memoryview) -> None:
         raise AssertionError("streamed blocks are not written")
 
 
@@ -278,7 +278,7 @@ def _worker(
                 if task.step.kind == "write":
                     start, stop = _span(task)
                     values = runner.run(task.step, start, stop)
-                    sink.write(task.state.index, task.first, values)
+                    sink.write(task.state.index, task.first, memory_of(values))
                     work.done(task, None)
                     if progress is not None:
                         progress(values.numel() * values.itemsize)

@@ -1,0 +1,1 @@
+"""Where every byte of the output goes, and what makes it trustworthy."""

@@ -1,0 +1,289 @@
+"""Binding a plan to its checkpoints: for each output tensor, what it is made of and why.
+
+Everything that can be wrong between checkpoints is found here, by headers alone, and told at
+once: tensors that are missing, extra, or of another shape or kind.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mergeengine.checkpoints.aliases import alias_of, redundant_alias
+from mergeengine.checkpoints.checkpoint import Checkpoint
+from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
+from mergeengine.errors import CheckpointError, PlanError
+from mergeengine.lazy import algebra
+from mergeengine.lazy.stored import Stored
+from mergeengine.lazy.tensor import LazyTensor
+from mergeengine.methods.transfer import transfer
+from mergeengine.plan.plan import DtypeRule, Plan, Source
+from mergeengine.values.decisions import Decision
+from mergeengine.values.masks import MaskEntry
+from mergeengine.values.nearest import nearest
+
+Kind = Literal["merged", "frozen", "not float", "missing", "mismatch", "copied"]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One source's part in one tensor. ``coefficient`` is the product of the three decisions."""
+
+    source: Source
+    base: Stored
+    ft: Stored
+    scaling: Decision
+    plan_mask: Decision
+    source_mask: Decision
+
+    @property
+    def coefficient(self) -> float:
+        return self.scaling.value * self.plan_mask.value * self.source_mask.value
+
+
+@dataclass(frozen=True, slots=True)
+class BoundTensor:
+    """One output tensor and what it is made of.
+
+    ``kind``: merged; frozen (every coefficient is 0); or why it is taken as it is: an integer or
+    boolean tensor, one without a delta (``missing``, ``mismatch``), or one that only the
+    fine-tune has (``copied``). ``origin`` is the tensor that is taken or added to.
+    """
+
+    output: OutputTensor
+    kind: Kind
+    origin: Stored
+    deltas: tuple[Delta, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Every output tensor in the order of the target's files, and what was decided by the way."""
+
+    tensors: tuple[BoundTensor, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def graph(self) -> Graph:
+        return Graph(tuple(tensor.output for tensor in self.tensors))
+
+    def counts(self) -> dict[str, int]:
+        """How many tensors of each kind, merged first."""
+        kinds = [tensor.kind for tensor in self.tensors]
+        return {kind: kinds.count(kind) for kind in dict.fromkeys(sorted(kinds, key=_ORDER.index))}
+
+
+_ORDER = ["merged", "frozen", "not float", "missing", "mismatch", "copied"]
+
+
+@dataclass(slots=True)
+class _Findings:
+    """Names gathered under the sentence that is said of them."""
+
+    listed: dict[str, list[str]] = field(default_factory=dict)
+    ways_out: list[str] = field(default_factory=list)
+
+    def add(self, sentence: str, name: str, way_out: str) -> None:
+        self.listed.setdefault(sentence, []).append(name)
+        if way_out not in self.ways_out:
+            self.ways_out.append(way_out)
+
+    def texts(self) -> list[str]:
+        return [
+            f"{len(names)} {sentence}:\n" + "\n".join(f"    {name}" for name in names)
+            for sentence, names in self.listed.items()
+        ]
+
+
+def bind(
+    plan: Plan, target: Checkpoint, sources: Iterable[tuple[Source, Checkpoint, Checkpoint]]
+) -> Binding:
+    """Decide each output tensor. ``sources`` are (source, its base, its fine-tune).
+
+    Raises CheckpointError with the complete list of what does not fit, and PlanError for a mask
+    or dtype rule that matches no tensor.
+    """
+    pairs = list(sources)
+    errors, notes = _Findings(), _Findings()
+    tensors = [
+        _bound(plan, tensor, target, pairs, errors, notes) for tensor in target.tensors.values()
+    ]
+    tensors.extend(_extras(plan, target, pairs, errors, notes))
+    if errors.listed:
+        raise CheckpointError(
+            "the models do not fit together:\n  "
+            + "\n  ".join(errors.texts())
+            + "".join(f"\n  {way_out}" for way_out in errors.ways_out)
+        )
+    _check_rules(plan, [tensor.output.name for tensor in tensors])
+    return Binding(tuple(tensors), tuple(notes.texts()))
+
+
+def _bound(
+    plan: Plan,
+    tensor: Stored,
+    target: Checkpoint,
+    sources: list[tuple[Source, Checkpoint, Checkpoint]],
+    errors: _Findings,
+    notes: _Findings,
+) -> BoundTensor:
+    if not tensor.dtype.is_float:
+        return _taken(plan, tensor, "not float")
+    found: list[Delta] = []
+    gap: Kind | None = None
+    for source, base, ft in sources:
+        decisions = (
+            source.scaling.at(tensor.name),
+            plan.masks.at(tensor.name),
+            source.masks.at(tensor.name),
+        )
+        frozen = not all(decision.value for decision in decisions)
+        both = [_find(checkpoint, tensor, notes) for checkpoint in (base, ft)]
+        problem = _problem(tensor, both, (base, ft), source, len(sources) > 1)
+        if problem is None and both[0] is not None and both[1] is not None:
+            found.append(Delta(source, both[0], both[1], *decisions))
+        elif problem is not None and not frozen:
+            kind, sentence, line, way_out = problem
+            keep = plan.on_missing if kind == "missing" else plan.on_mismatch
+            gap = kind
+            if keep == "error":
+                errors.add(sentence, line, way_out)
+            else:
+                notes.add(f"{sentence}; they get no delta from it", line, way_out)
+    if gap is not None and not found:
+        return _taken(plan, tensor, gap)
+    deltas = [
+        (
+            delta.coefficient,
+            LazyTensor(algebra.stored(delta.ft)) - LazyTensor(algebra.stored(delta.base)),
+        )
+        for delta in found
+    ]
+    merged = transfer(LazyTensor(algebra.stored(tensor)), deltas)
+    active = any(delta.coefficient for delta in found)
+    return _output(plan, tensor, merged, "merged" if active else "frozen", tuple(found))
+
+
+def _find(checkpoint: Checkpoint, tensor: Stored, notes: _Findings) -> Stored | None:
+    """The tensor of that name, or the one it is tied to."""
+    found = checkpoint.tensors.get(tensor.name)
+    if found is None:
+        alias = alias_of(checkpoint, tensor.name, tensor.shape)
+        if alias is not None:
+            found = checkpoint.tensors[alias]
+            notes.add(f"taken from tied weights in {checkpoint}", f"{tensor.name} ← {alias}", "")
+    return found
+
+
+def _problem(
+    tensor: Stored,
+    both: list[Stored | None],
+    checkpoints: tuple[Checkpoint, Checkpoint],
+    source: Source,
+    several: bool,
+) -> tuple[Kind, str, str, str] | None:
+    """Why a source has no delta for a tensor: kind, sentence, line of the list, way out."""
+    of = f" of {source.name}" if several else ""
+    for role, found, checkpoint in zip(
+        ("source_base", "source_ft"), both, checkpoints, strict=True
+    ):
+        where = f"{role}{of} ({checkpoint})"
+        if found is None:
+            sentence = f"tensors of the target are missing in {where}"
+            way = "`on_missing: keep_target` keeps the target's values where there is no delta"
+            return "missing", sentence, tensor.name, way
+        if found.shape != tensor.shape or not found.dtype.is_float:
+            sentence = f"tensors have another shape or kind in {where}"
+            line = (
+                f"{tensor.name}: {tensor.dtype} {list(tensor.shape)} in the target, "
+                f"{found.dtype} {list(found.shape)} there"
+            )
+            way = "`on_mismatch: keep_target` keeps the target's values where shapes differ"
+            return "mismatch", sentence, line, way
+    return None
+
+
+def _extras(
+    plan: Plan,
+    target: Checkpoint,
+    sources: list[tuple[Source, Checkpoint, Checkpoint]],
+    errors: _Findings,
+    notes: _Findings,
+) -> Iterable[BoundTensor]:
+    """What a fine-tune has and the target has not, as ``on_extra`` says."""
+    copied: dict[str, Checkpoint] = {}
+    for _, _, ft in sources:
+        for tensor in ft.tensors.values():
+            name = tensor.name
+            if name in target.tensors:
+                continue
+            if (
+                alias_of(target, name, tensor.shape) is not None
+                and redundant_alias(ft, name) is not None
+            ):
+                notes.add(f"tied in the target and repeated in {ft}: left out", name, "")
+            elif plan.on_extra == "ignore":
+                notes.add(f"only in source_ft ({ft}): left out, as on_extra says", name, "")
+            elif plan.on_extra == "error":
+                errors.add(
+                    f"tensors of source_ft ({ft}) do not exist in the target",
+                    name,
+                    "`on_extra: ignore` leaves them out, `on_extra: copy` takes them over",
+                )
+            elif name in copied:
+                errors.add(
+                    f"tensors would be copied from both {copied[name]} and {ft}",
+                    name,
+                    "`on_extra: ignore` leaves them out",
+                )
+            else:
+                copied[name] = ft
+                notes.add(f"copied from source_ft ({ft}), as on_extra says", name, "")
+                yield _taken(plan, tensor, "copied")
+
+
+def _taken(plan: Plan, tensor: Stored, kind: Kind) -> BoundTensor:
+    return _output(plan, tensor, LazyTensor(algebra.stored(tensor)), kind, ())
+
+
+def _output(
+    plan: Plan, tensor: Stored, value: LazyTensor, kind: Kind, deltas: tuple[Delta, ...]
+) -> BoundTensor:
+    dtype = (plan.output.dtype.at(tensor.name) if tensor.dtype.is_float else None) or tensor.dtype
+    compute = compute_dtype(dtype, plan.numerics.compute_dtype)
+    output = OutputTensor(tensor.name, dtype, compute, value.node)
+    return BoundTensor(output, kind, tensor, deltas)
+
+
+def _check_rules(plan: Plan, names: list[str]) -> None:
+    """Every mask and dtype rule must match a tensor: one that does not is a slip of the pen."""
+    rules: list[tuple[str, MaskEntry | DtypeRule]] = []
+    for masks in (plan.masks, *(source.masks for source in plan.sources)):
+        rules.extend(("mask", entry) for entry in masks.unused(names))
+    rules.extend(("dtype rule", rule) for rule in plan.output.dtype.unused(names))
+    if rules:
+        raise PlanError("\n".join(_unmatched(what, rule, names) for what, rule in rules))
+
+
+def _unmatched(what: str, rule: MaskEntry | DtypeRule, names: list[str]) -> str:
+    selector = rule.selector
+    text = f"{rule.position}: this {what} matches no tensor ({selector.text})"
+    near: list[str] = []
+    for glob in selector.match or ():
+        near.extend(nearest(glob.strip("*."), _parts(names), limit=2, cutoff=0.5))
+    if near:
+        return (
+            f"{text}; tensors have names with {' and '.join(f'`{n}`' for n in dict.fromkeys(near))}"
+        )
+    shown = ", ".join(names[:3])
+    return f"{text}; the target's tensors are {shown}, ... (`mergeengine inspect` lists them)"
+
+
+def _parts(names: list[str]) -> list[str]:
+    """The words that names are made of: single components, and pairs."""
+    words: dict[str, None] = {}
+    for name in names:
+        parts = name.split(".")
+        for length in (1, 2):
+            for start in range(len(parts) - length + 1):
+                words[".".join(parts[start : start + length])] = None
+    return list(words)

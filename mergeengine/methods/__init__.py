@@ -1,0 +1,1 @@
+"""Merge methods, one file each: lazy tensors in, a lazy tensor out."""

@@ -1,0 +1,109 @@
+"""Small files beside the weights, as values: what will be written, and what to tell about it."""
+
+import io
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mergeengine.checkpoints.checkpoint import Checkpoint
+from mergeengine.checkpoints.documents import parse_object
+from mergeengine.errors import CheckpointError
+from mergeengine.units import format_binary_size
+
+SIZE_LIMIT = 64 * 2**20  # of a file that is read rather than copied
+TEMPLATE_FOLDER = "additional_chat_templates"
+
+_PLAIN_NAME = re.compile(rf"(?:{TEMPLATE_FOLDER}/)?[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """One file of the output: its bytes, or the input file whose bytes it takes."""
+
+    name: str
+    content: bytes | Path
+
+    @property
+    def size(self) -> int:
+        if isinstance(self.content, bytes):
+            return len(self.content)
+        return self.content.stat().st_size
+
+    def open(self) -> BinaryIO:
+        if isinstance(self.content, bytes):
+            return io.BytesIO(self.content)
+        return open_file(self.content)
+
+
+@dataclass(frozen=True, slots=True)
+class CompanionSet:
+    """Files by name; what was done (notes) and what may be wrong (warnings), in plain sentences."""
+
+    files: tuple[Companion, ...] = ()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def joined(parts: Iterable[CompanionSet]) -> CompanionSet:
+    """All parts as one set, files sorted by name; of two files of one name the first stays."""
+    files: dict[str, Companion] = {}
+    notes: list[str] = []
+    warnings: list[str] = []
+    for part in parts:
+        for file in part.files:
+            files.setdefault(file.name, file)
+        notes += part.notes
+        warnings += part.warnings
+    return CompanionSet(tuple(files[name] for name in sorted(files)), tuple(notes), tuple(warnings))
+
+
+def candidates(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Names that may be copied: plain, in the folder itself or among its chat templates."""
+    return tuple(sorted(filter(_PLAIN_NAME.fullmatch, checkpoint.companions())))
+
+
+def copies(checkpoint: Checkpoint, names: Iterable[str]) -> tuple[Companion, ...]:
+    """The named files as they are in the checkpoint."""
+    paths = ((name, checkpoint.companion(name)) for name in names)
+    return tuple(Companion(name, path) for name, path in paths if path is not None)
+
+
+def read_bytes(checkpoint: Checkpoint, name: str) -> bytes | None:
+    """The file's bytes; None where the checkpoint does not have it."""
+    path = checkpoint.companion(name)
+    if path is None:
+        return None
+    if path.stat().st_size > SIZE_LIMIT:
+        raise CheckpointError(
+            f"{checkpoint.reference.text}: {name} is larger than "
+            f"{format_binary_size(SIZE_LIMIT)}, which no such file is; check what it holds"
+        )
+    with open_file(path) as file:
+        data = file.read()
+    if data.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{checkpoint.reference.text}: {name} is a git-lfs pointer, not the file: "
+            f"fetch it with `git lfs pull`"
+        )
+    return data
+
+
+def read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
+    """The JSON object in the file; None where the checkpoint does not have it."""
+    data = read_bytes(checkpoint, name)
+    return None if data is None else parse_object(data, f"{checkpoint.reference.text}: {name}")
+
+
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """Indented as the hub's files are, keys in the order they came in."""
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def open_file(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,129 @@
+"""From checked keys to the frozen plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from mergeengine.plan.document import Node
+from mergeengine.plan.document import Path as KeyPath
+from mergeengine.plan.plan import (
+    DEFAULT_SHARD_SIZE,
+    DtypeRule,
+    DtypeRules,
+    Numerics,
+    OutputOptions,
+    Plan,
+    Role,
+    Source,
+)
+from mergeengine.plan.references import local_path, parse_reference
+from mergeengine.plan.schema import MaskKeys, OutputKeys, PlanKeys, SelectorKeys, SourceKeys
+from mergeengine.values.masks import MaskEntry, Masks
+from mergeengine.values.references import ModelReference
+from mergeengine.values.scaling import Scaling
+from mergeengine.values.selectors import Selector
+
+
+def build(keys: PlanKeys, root: Node, text: str, file: Path) -> Plan:
+    """The plan of `keys`; `root` tells where each value is written."""
+    return _Builder(root, file.parent).plan(keys, text, file)
+
+
+class _Builder:
+    def __init__(self, root: Node, folder: Path) -> None:
+        self.root = root
+        self.folder = folder
+
+    def plan(self, keys: PlanKeys, text: str, file: Path) -> Plan:
+        target = "target" if keys.base is None else "base"
+        return Plan(
+            version=keys.version,
+            name=keys.name or file.stem,
+            file=file,
+            target=self._reference((target,)),
+            sources=self._sources(keys),
+            masks=self._masks(keys.masks, ("masks",)),
+            output=self._output(keys.output),
+            numerics=Numerics(keys.numerics.compute_dtype),
+            on_missing=keys.on_missing,
+            on_extra=keys.on_extra,
+            on_mismatch=keys.on_mismatch,
+            document=self.root.plain,
+            text=text,
+        )
+
+    def _sources(self, keys: PlanKeys) -> tuple[Source, ...]:
+        shared: KeyPath = ("source_base",) if keys.base is None else ("base",)
+        if keys.sources is None:
+            source_ft = self._reference(("source_ft",))
+            scaling = self._scaling(("scaling",), keys.scaling)
+            return (
+                Source(
+                    name="source1",
+                    source_base=self._reference(shared),
+                    source_ft=source_ft,
+                    scaling=scaling,
+                    position=source_ft.position,
+                ),
+            )
+        return tuple(
+            self._source(source, index, shared) for index, source in enumerate(keys.sources)
+        )
+
+    def _source(self, keys: SourceKeys, index: int, shared: KeyPath) -> Source:
+        here: KeyPath = ("sources", index)
+        own_base = shared if keys.source_base is None else (*here, "source_base")
+        return Source(
+            name=keys.name or f"source{index + 1}",
+            source_base=self._reference(own_base),
+            source_ft=self._reference((*here, "source_ft")),
+            scaling=self._scaling((*here, "scaling"), keys.scaling),
+            masks=self._masks(keys.masks, (*here, "masks")),
+            position=self.root.at(here).position,
+        )
+
+    def _reference(self, path: KeyPath) -> ModelReference:
+        node = self.root.at(path)
+        assert isinstance(node.value, str)
+        return parse_reference(node.value, self.folder, node.position)
+
+    def _scaling(self, path: KeyPath, value: float) -> Scaling:
+        written = self.root.at(path[:-1]).get(str(path[-1]))
+        return Scaling(value, None if written is None else written.position)
+
+    def _masks(self, entries: list[MaskKeys], path: KeyPath) -> Masks:
+        return Masks(
+            tuple(
+                MaskEntry(_selector(entry), entry.scale, self.root.at((*path, index)).position)
+                for index, entry in enumerate(entries)
+            )
+        )
+
+    def _output(self, keys: OutputKeys) -> OutputOptions:
+        rules = (
+            DtypeRule(
+                _selector(rule), rule.dtype, self.root.at(("output", "dtype", index)).position
+            )
+            for index, rule in enumerate(keys.dtype or [])
+        )
+        return OutputOptions(
+            path=None if keys.path is None else local_path(keys.path, self.folder),
+            dtype=DtypeRules(tuple(rules)),
+            shard_size=keys.shard_size or DEFAULT_SHARD_SIZE,
+            tokenizer=self._files_of("tokenizer", keys.tokenizer),
+            config=self._files_of("config", keys.config),
+            generation_config=self._files_of("generation_config", keys.generation_config),
+        )
+
+    def _files_of(self, key: str, value: str) -> Role | ModelReference:
+        if value in ("target", "source_ft"):
+            return cast(Role, value)
+        return self._reference(("output", key))
+
+
+def _selector(keys: SelectorKeys) -> Selector:
+    return Selector(
+        layers=None if keys.layers is None else tuple(keys.layers),
+        match=None if keys.match is None else tuple(keys.match),
+    )

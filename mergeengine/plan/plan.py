@@ -1,0 +1,123 @@
+"""The frozen result of reading a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mergeengine.lazy.dtypes import DType
+from mergeengine.values.masks import Masks
+from mergeengine.values.positions import Position
+from mergeengine.values.references import ModelReference
+from mergeengine.values.scaling import Scaling
+from mergeengine.values.selectors import Selector, first_match, unused_rules
+
+OnMissing = Literal["error", "keep_target"]
+OnExtra = Literal["error", "ignore", "copy"]
+OnMismatch = Literal["error", "keep_target"]
+ComputeDtype = Literal["auto", "float32", "float64"]
+Role = Literal["target", "source_ft"]
+
+DEFAULT_SHARD_SIZE = 5_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One delta, ``source_ft - source_base``, and how it is applied."""
+
+    name: str
+    source_base: ModelReference
+    source_ft: ModelReference
+    scaling: Scaling = field(default_factory=Scaling)
+    masks: Masks = field(default_factory=Masks)
+    position: Position | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DtypeRule:
+    """The element type in which the tensors of one selector are written."""
+
+    selector: Selector
+    dtype: DType
+    position: Position | None = field(default=None, compare=False)
+
+    @property
+    def text(self) -> str:
+        return f"{self.selector.text}, dtype: {self.dtype}"
+
+
+@dataclass(frozen=True, slots=True)
+class DtypeRules:
+    """``output.dtype``: the first rule that matches holds; without one, the target's dtype."""
+
+    rules: tuple[DtypeRule, ...] = ()
+
+    def at(self, name: str) -> DType | None:
+        rule = self.rule_at(name)
+        return None if rule is None else rule.dtype
+
+    def rule_at(self, name: str) -> DtypeRule | None:
+        return first_match(self.rules, name)
+
+    def unused(self, names: Iterable[str]) -> list[DtypeRule]:
+        return unused_rules(self.rules, names)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """Where the output goes and what it is made of besides the merged numbers.
+
+    `tokenizer`, `config` and `generation_config` name the model that these files come from:
+    one of the plan's roles (with several sources ``source_ft`` is the first) or another model.
+    """
+
+    path: Path | None = None
+    dtype: DtypeRules = field(default_factory=DtypeRules)
+    shard_size: int = DEFAULT_SHARD_SIZE
+    tokenizer: Role | ModelReference = "source_ft"
+    config: Role | ModelReference = "target"
+    generation_config: Role | ModelReference = "source_ft"
+
+
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """The arithmetic's dtype; ``auto``: float32, and float64 for float32 outputs."""
+
+    compute_dtype: ComputeDtype = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A plan that has been read and checked; nothing in it has been looked up yet.
+
+    `document` is the plan as plain data, exactly as written, with ``--set`` applied; `text` is
+    the file's text without it. `masks` hold for every source, on top of the source's own.
+    """
+
+    version: int
+    name: str
+    file: Path
+    target: ModelReference
+    sources: tuple[Source, ...]
+    masks: Masks
+    output: OutputOptions
+    numerics: Numerics
+    on_missing: OnMissing
+    on_extra: OnExtra
+    on_mismatch: OnMismatch
+    document: dict[str, Any]
+    text: str
+
+    @property
+    def identity_document(self) -> dict[str, Any]:
+        """The document without ``output.path``: where a result lies does not change it."""
+        document = deepcopy(self.document)
+        output = document.get("output")
+        if isinstance(output, dict):
+            output.pop("path", None)
+            if not output:
+                del document["output"]
+        return document

@@ -1,0 +1,166 @@
+"""The keys of a plan and what each may hold.
+
+These models check form only; which keys go together is checked in `load`, and what references
+and numbers become is in `build`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+
+from mergeengine.lazy.dtypes import OUTPUT_DTYPES, DType
+from mergeengine.plan.plan import ComputeDtype, OnExtra, OnMismatch, OnMissing
+from mergeengine.plan.references import check_path, check_printable, check_reference
+from mergeengine.units import parse_size
+from mergeengine.values.nearest import did_you_mean, nearest
+from mergeengine.values.selectors import LayerRange
+
+# Names of other tools for the same types.
+_DTYPE_SYNONYMS = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+    "fp64": "float64",
+    "double": "float64",
+}
+
+
+class NotExpected(ValueError):
+    """``expected ...``: the reader of the error adds what was found, then `hint`."""
+
+    def __init__(self, expected: str, hint: str = "") -> None:
+        super().__init__(expected)
+        self.hint = hint
+
+
+def _version(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 1:
+        raise ValueError(f"this mergeengine reads plans of version 1, not {value}")
+    if value != 1 or not isinstance(value, int) or isinstance(value, bool):
+        raise NotExpected("expected 1")
+    return 1
+
+
+def _one_or_many(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _checked(check: Any) -> AfterValidator:
+    def validate(text: str) -> str:
+        check(text)
+        return text
+
+    return AfterValidator(validate)
+
+
+def _size(value: Any) -> int:
+    try:
+        return parse_size(value if isinstance(value, int) else str(value))
+    except (ValueError, OverflowError):
+        raise NotExpected("expected a size such as 5GB, 512MiB or 1048576") from None
+
+
+def _layers(value: Any) -> LayerRange:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise NotExpected("expected layers such as 4, 0-3 or 28-")
+    return LayerRange.parse(value)
+
+
+def _dtype(value: Any) -> DType:
+    if isinstance(value, str):
+        if value in OUTPUT_DTYPES:
+            return OUTPUT_DTYPES[value]
+        known = _DTYPE_SYNONYMS.get(value.lower())
+        hint = f"; did you mean `{known}`?" if known else did_you_mean(value, OUTPUT_DTYPES)
+    else:
+        hint = ""
+    raise NotExpected(f"expected one of {', '.join(OUTPUT_DTYPES)}", hint)
+
+
+def _dtype_rules(value: Any) -> Any:
+    return value if isinstance(value, list) else [{"dtype": value}]
+
+
+def _files_of(text: str) -> str:
+    if text in ("target", "source_ft"):
+        return text
+    meant = nearest(text, ("target", "source_ft"), cutoff=0.7)
+    if meant and "/" not in text:
+        raise ValueError(f"expected target, source_ft or a model; did you mean `{meant[0]}`?")
+    check_reference(text)
+    return text
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Line = Annotated[str, _checked(check_printable)]
+Reference = Annotated[str, _checked(check_reference)]
+FilesOf = Annotated[str, AfterValidator(_files_of)]
+OutputPath = Annotated[str, _checked(check_path)]
+Size = Annotated[int, PlainValidator(_size)]
+Layers = Annotated[
+    list[Annotated[LayerRange, PlainValidator(_layers)]],
+    BeforeValidator(_one_or_many),
+    Field(min_length=1),
+]
+Globs = Annotated[list[Line], BeforeValidator(_one_or_many), Field(min_length=1)]
+
+
+class _Keys(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SelectorKeys(_Keys):
+    layers: Layers | None = None
+    match: Globs | None = None
+
+
+class MaskKeys(SelectorKeys):
+    scale: Number
+
+
+class DtypeRuleKeys(SelectorKeys):
+    dtype: Annotated[DType, PlainValidator(_dtype)]
+
+
+class SourceKeys(_Keys):
+    name: Line | None = None
+    source_base: Reference | None = None
+    source_ft: Reference
+    scaling: Number = 1.0
+    masks: list[MaskKeys] = []
+
+
+class OutputKeys(_Keys):
+    path: OutputPath | None = None
+    dtype: (
+        Annotated[list[DtypeRuleKeys], BeforeValidator(_dtype_rules), Field(min_length=1)] | None
+    ) = None
+    shard_size: Size | None = None
+    tokenizer: FilesOf = "source_ft"
+    config: FilesOf = "target"
+    generation_config: FilesOf = "source_ft"
+
+
+class NumericsKeys(_Keys):
+    compute_dtype: ComputeDtype = "auto"
+
+
+class PlanKeys(_Keys):
+    version: Annotated[int, PlainValidator(_version)]
+    name: Line | None = None
+    base: Reference | None = None
+    target: Reference | None = None
+    source_base: Reference | None = None
+    source_ft: Reference | None = None
+    scaling: Number = 1.0
+    masks: list[MaskKeys] = []
+    sources: Annotated[list[SourceKeys], Field(min_length=1)] | None = None
+    output: OutputKeys = OutputKeys()
+    numerics: NumericsKeys = NumericsKeys()
+    on_missing: OnMissing = "error"
+    on_extra: OnExtra = "error"
+    on_mismatch: OnMismatch = "error"

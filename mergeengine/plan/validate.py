@@ -1,0 +1,219 @@
+"""Checking a plan's tree: every problem in plain sentences, at the place where it is written."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from mergeengine.plan.document import Node, Path
+from mergeengine.plan.problems import Problems, excerpt
+from mergeengine.plan.schema import (
+    NotExpected,
+    NumericsKeys,
+    OutputKeys,
+    PlanKeys,
+    SourceKeys,
+)
+from mergeengine.values.nearest import did_you_mean, nearest
+from mergeengine.values.positions import Position
+
+# The keys of one flat source; with `sources` they stand inside its entries.
+_SOURCE_ONLY = ("source_ft", "scaling")
+
+
+def validate(root: Node, problems: Problems) -> PlanKeys | None:
+    """The plan's keys with their values; None, and all problems told, where any is wrong."""
+    empty = [path for path, node in root.walk() if node.value is None]
+    for path in empty:
+        problems.add(root.at(path).position, f"{_label(path)} has no value")
+    keys: PlanKeys | None = None
+    try:
+        keys = PlanKeys.model_validate(root.plain)
+    except ValidationError as failure:
+        for error in failure.errors(include_url=False, include_input=False):
+            kind, path = error["type"], error["loc"]
+            told_already = any(path[: len(known)] == known for known in empty) or (
+                kind == "missing" and _is_misspelt(root, path)
+            )
+            if not told_already:
+                problems.add(*_told(root, kind, path, error.get("ctx", {})))
+    _check_together(root, problems)
+    return None if problems.found else keys
+
+
+def _check_together(root: Node, problems: Problems) -> None:
+    """Which keys need or exclude each other."""
+
+    def refuse(key: str, message: str) -> None:
+        problems.add(root.key_position((key,)), message)
+
+    has_base = root.get("base") is not None
+    sources = root.get("sources")
+    for key in ("target", "source_base"):
+        if has_base and root.get(key) is not None:
+            base = root.keys["base"]
+            where = f"line {base.line}" if base.line else base.file
+            refuse(key, f"`{key}` cannot stand beside `base` ({where}), which gives it already")
+    needed = [] if has_base else ["target"]
+    if sources is None and not _is_misspelt(root, ("sources",)):
+        needed += ["source_ft"] if has_base else ["source_base", "source_ft"]
+    for key in needed:
+        if root.get(key) is None and not _is_misspelt(root, (key,)):
+            problems.add(root.position, _missing_key((key,)))
+    if sources is not None:
+        for key in _SOURCE_ONLY:
+            if root.get(key) is not None:
+                refuse(key, f"`{key}` belongs inside the entries of `sources`, not beside them")
+        inherited = has_base or root.get("source_base") is not None
+        for index, source in enumerate(_entries(sources)):
+            if not inherited and source.keys and source.get("source_base") is None:
+                problems.add(source.position, _missing_key(("sources", index, "source_base")))
+        _check_names(sources, problems)
+    for path, node in root.walk():
+        if path[-1:] == ("masks",) or path == ("output", "dtype"):
+            _check_order(node, problems)
+
+
+def _is_misspelt(root: Node, path: Path) -> bool:
+    """Whether a missing key stands there under a wrong name, which is told as an unknown key."""
+    known = _model_at(path[:-1]).model_fields
+    written = [key for key in root.at(path[:-1]).keys if key not in known]
+    return any(nearest(key, known) == [path[-1]] for key in written)
+
+
+def _check_names(sources: Node, problems: Problems) -> None:
+    """Names of sources, given or by number, must differ."""
+    seen: set[str] = set()
+    for index, source in enumerate(_entries(sources)):
+        node = source.get("name")
+        name = node.value if node else f"source{index + 1}"
+        if not isinstance(name, str):
+            continue
+        if name in seen:
+            place = node.position if node else source.position
+            problems.add(place, f"two sources are named `{excerpt(name)}`; names must differ")
+        seen.add(name)
+
+
+def _check_order(rules: Node, problems: Problems) -> None:
+    """An entry without selector takes every tensor: what follows it would never be used."""
+    catch_all: Node | None = None
+    for entry in _entries(rules):
+        if catch_all is not None:
+            line = catch_all.position.line
+            before = f"the entry of line {line}" if line else "an earlier entry"
+            message = f"never used: {before} has no `layers` or `match` and takes every tensor"
+            problems.add(entry.position, message)
+            return
+        if entry.keys and not {"layers", "match"} & entry.keys.keys():
+            catch_all = entry
+
+
+def _entries(node: Node) -> list[Node]:
+    return node.value if isinstance(node.value, list) else []
+
+
+_EXPECTED = {
+    "float_type": "a number",
+    "string_type": "a text",
+    "list_type": "a list",
+    "model_type": "a mapping of keys to values",
+}
+
+
+def _told(root: Node, kind: str, path: Path, context: dict[str, Any]) -> tuple[Position, str]:
+    """One pydantic error as a place and a sentence."""
+    node = root.at(path)
+    label = _label(_written(root, path))
+    if kind == "extra_forbidden":
+        return root.key_position(path), _unknown_key(path)
+    if kind == "missing":
+        return root.at(path[:-1]).position, _missing_key(path)
+    if kind == "finite_number":
+        return node.position, f"{label}: expected a finite number, found {excerpt(node.written)}"
+    if kind == "too_short":
+        return node.position, f"{label}: expected at least one entry, found an empty list"
+    error = context.get("error")
+    if isinstance(error, ValueError) and not isinstance(error, NotExpected):
+        return node.position, f"{label}: {error}"
+    hint = ""
+    if isinstance(error, NotExpected):
+        expected, hint = str(error), error.hint
+    elif kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", context["expected"])
+        expected = f"expected one of {', '.join(choices)}"
+    else:
+        expected = f"expected {_EXPECTED.get(kind, 'another value')}"
+        if kind == "string_type" and not isinstance(node.value, list | dict):
+            hint = "; put it in quotes"
+        elif kind == "float_type" and isinstance(node.value, str) and _is_number(node.value):
+            hint = "; remove the quotes"
+    return node.position, f"{label}: {expected}, found {node.described}{hint}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+_NEEDED = {
+    "version": "a plan begins with `version: 1`",
+    "target": "the model that receives the delta",
+    "source_base": "the model that `source_ft` was fine-tuned from",
+    "source_ft": "the fine-tuned model",
+}
+
+
+def _missing_key(path: Path) -> str:
+    key = str(path[-1])
+    if key == "scale":
+        return f"{_label(path[:-1])} needs an action: `scale`"
+    return f"{_label(path)} is missing" + (f": {_NEEDED[key]}" if key in _NEEDED else "")
+
+
+def _unknown_key(path: Path) -> str:
+    key = str(path[-1])
+    known = list(_model_at(path[:-1]).model_fields)
+    hint = did_you_mean(key, known)
+    if not hint and len(path) == 1:
+        elsewhere = (("output", OutputKeys), ("numerics", NumericsKeys), ("sources", SourceKeys))
+        for section, model in elsewhere:
+            if key in model.model_fields:
+                hint = f"; it belongs under `{section}`"
+    if not hint:
+        hint = f"; the keys here are {', '.join(known)}"
+    return f"unknown key `{excerpt(key)}`{hint}"
+
+
+def _model_at(path: Path) -> type[BaseModel]:
+    """The model that describes the mapping at `path`."""
+    model: type[BaseModel] = PlanKeys
+    for step in path:
+        if isinstance(step, str):
+            model = _models_in(model.model_fields[step].annotation)[0]
+    return model
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models inside an annotation such as ``list[MaskKeys] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+def _written(root: Node, path: Path) -> Path:
+    """`path` as far as the plan has it: without what a short form leaves out."""
+    for length in range(len(path)):
+        if root.at(path[: length + 1]) is root.at(path[:length]):
+            return path[:length]
+    return path
+
+
+def _label(path: Path) -> str:
+    """As ``--set`` would name it: `` `masks.0.scale` ``."""
+    return f"`{excerpt('.'.join(map(str, path)))}`"

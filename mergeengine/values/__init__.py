@@ -1,0 +1,1 @@
+"""Values: references, selectors, scalings and masks, which plans and methods both speak."""

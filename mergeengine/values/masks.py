@@ -1,0 +1,45 @@
+"""Masks: which tensors of a delta are applied, weakened, or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from mergeengine.values.decisions import Decision, number_text
+from mergeengine.values.positions import Position
+from mergeengine.values.selectors import Selector, first_match, unused_rules
+
+
+@dataclass(frozen=True, slots=True)
+class MaskEntry:
+    """What happens to the tensors of one selector.
+
+    Each field after `selector` is an action; several in one entry apply in the order of the
+    fields here, whatever their order in the plan.
+    """
+
+    selector: Selector
+    scale: float = 1.0
+    position: Position | None = field(default=None, compare=False)
+
+    @property
+    def text(self) -> str:
+        return f"{self.selector.text}, scale: {number_text(self.scale)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """Mask entries in the order of the plan; for each tensor the first that matches holds."""
+
+    entries: tuple[MaskEntry, ...] = ()
+
+    def at(self, name: str) -> Decision:
+        """The factor for the tensor `name`; 1.0 where no entry matches."""
+        entry = first_match(self.entries, name)
+        if entry is None:
+            return Decision(1.0)
+        return Decision(entry.scale, entry.position, entry.text)
+
+    def unused(self, names: Iterable[str]) -> list[MaskEntry]:
+        """The entries whose selector matches none of `names`."""
+        return unused_rules(self.entries, names)

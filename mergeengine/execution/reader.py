@@ -1,6 +1,7 @@
 """Reading byte ranges of input files, and noticing when a file changes under us."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -8,19 +9,23 @@ from types import TracebackType
 from mergeengine.errors import CheckpointError, InputChangedError
 from mergeengine.lazy.stored import StoredFile
 
-_State = tuple[int, int, int]
+FileState = tuple[int, int, int]
 
 
 class Reader:
     """Positional reads into caller-owned buffers, safe from many threads.
 
+    ``expected`` are the (size, mtime in ns, inode) that files had when their headers were read.
     Files stay open, up to ``most_open``: the least recently used are closed beyond that.
     """
 
-    def __init__(self, most_open: int = 256) -> None:
+    def __init__(
+        self, expected: Mapping[Path, FileState] | None = None, most_open: int = 256
+    ) -> None:
         self._most_open = most_open
         self._open: dict[Path, int] = {}
-        self._states: dict[Path, _State] = {}
+        self._states: dict[Path, FileState] = dict(expected or {})
+        self._read: set[Path] = set()
         self._in_use: dict[Path, int] = {}
         self._lock = Lock()
 
@@ -55,7 +60,8 @@ class Reader:
 
     def check_unchanged(self) -> None:
         """Raise InputChangedError if a file that was read is not what it was when opened."""
-        for path, state in self._states.items():
+        for path in sorted(self._read):
+            state = self._states[path]
             try:
                 now = _state(path.stat())
             except OSError as error:
@@ -82,6 +88,7 @@ class Reader:
                 self._evict()
             self._open[path] = descriptor  # most recently used last
             self._in_use[path] = self._in_use.get(path, 0) + 1
+            self._read.add(path)
             return descriptor
 
     def _release(self, file: StoredFile) -> None:
@@ -110,7 +117,7 @@ class Reader:
                 os.close(self._open.pop(path))
 
 
-def _state(status: os.stat_result) -> _State:
+def _state(status: os.stat_result) -> FileState:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 

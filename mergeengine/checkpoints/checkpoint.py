@@ -1,0 +1,249 @@
+"""A checkpoint: names to places in files, with its config; opened without reading tensor data."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from mergeengine.checkpoints.documents import listing, parse_object, shown
+from mergeengine.checkpoints.fingerprint import sampled_digest
+from mergeengine.checkpoints.folder import LocalFolder, Weights, find_weights
+from mergeengine.checkpoints.header import parse_header, read_header
+from mergeengine.checkpoints.hub import HubModel
+from mergeengine.checkpoints.reading import opened
+from mergeengine.errors import CheckpointError
+from mergeengine.lazy.stored import Stored, StoredFile
+from mergeengine.values.references import ModelReference
+
+_REQUESTS = 8  # to the hub at a time
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """A model on this machine or on the hub, as its headers describe it.
+
+    `tensors` are in file order: files by name, offsets ascending. `folder` is None for a single
+    file, and for a hub model the snapshot in the local cache, which exists once something of it
+    was fetched. `revision` is the commit of a hub model.
+    """
+
+    reference: ModelReference
+    tensors: Mapping[str, Stored]
+    files: tuple[StoredFile, ...]
+    config: Mapping[str, Any] | None = None
+    folder: Path | None = None
+    revision: str | None = None
+    _store: LocalFolder | HubModel | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return self.reference.text
+
+    def companions(self) -> tuple[str, ...]:
+        """The names of all files beside the weights: config, tokenizer, code, licence..."""
+        return self._store.companions() if self._store is not None else ()
+
+    def companion(self, name: str) -> Path | None:
+        """The path of such a file (a hub model's is fetched now); None if the model has none."""
+        return self._store.companion(name) if self._store is not None else None
+
+    def missing_files(self, files: Iterable[StoredFile]) -> tuple[StoredFile, ...]:
+        """Those of `files` that are still to be downloaded; their sizes are the bytes."""
+        if not isinstance(self._store, HubModel):
+            return ()
+        return tuple(file for file in files if not file.path.exists())
+
+    def fetch(self, files: Iterable[StoredFile]) -> None:
+        """Download those of `files` that are not on this machine; local models have them all."""
+        if isinstance(self._store, HubModel):
+            for file in self.missing_files(files):
+                self._store.fetch(file)
+
+    def identity(self) -> tuple[tuple[str, int, int, int], ...]:
+        """Path, size, mtime and inode of each file of weights: differs when an input is replaced.
+
+        A hub file that is not fetched yet has zeros for mtime and inode: take the identity after
+        `fetch` where it is to be compared.
+        """
+        return tuple(_file_identity(file) for file in self.files)
+
+    def fingerprint(self) -> str:
+        """What this checkpoint contains, cheaply and without facts of this machine.
+
+        A hub model is its repository and commit. Otherwise this is a digest of the config, the
+        headers and a *sample* of the data (see `mergeengine.checkpoints.fingerprint`).
+        """
+        if self.revision is not None:
+            return f"{self.reference.repo}@{self.revision}"
+        return sampled_digest(
+            self.files,
+            self.tensors.values(),
+            config=self.companion("config.json"),
+            in_folder=self.folder is not None,
+        )
+
+
+def open_checkpoint(
+    reference: ModelReference | str | Path, *, pinned: str | None = None, offline: bool = False
+) -> Checkpoint:
+    """Open a model by its headers; nothing of a tensor's data is read or downloaded.
+
+    A text is a local path where it begins with ``./``, ``../``, ``/`` or ``~``, else a hub model
+    (``org/name[@revision]``). `pinned` is the commit to take of a hub model instead of what its
+    revision now names; `offline` takes it from the local cache.
+    """
+    reference = _as_reference(reference)
+    if reference.path is None:
+        return _open_hub(reference, pinned, offline)
+    try:
+        path = reference.path.expanduser().absolute()
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, RuntimeError) as error:  # no such home folder, no right to look, ...
+        raise CheckpointError(f"{reference.text} cannot be opened: {error}") from error
+    if is_folder:
+        return _open_folder(reference, path)
+    if is_file:
+        return _open_file(reference, path)
+    raise CheckpointError(f"{reference.text}: there is no folder or file {path}")
+
+
+def _open_folder(reference: ModelReference, path: Path) -> Checkpoint:
+    folder = LocalFolder(path)
+    names = folder.names()
+    weights = find_weights(str(path), names, folder.read)
+    parts = []
+    for name in weights.files:
+        file = _stored_file(folder.file(name))
+        parts.append((name, _local_header(file, reference.text)))
+    return Checkpoint(
+        reference=reference,
+        tensors=_gather(str(path), weights, parts),
+        files=tuple(file for file, _ in (part for _, part in parts)),
+        config=_config(str(path), folder, names),
+        folder=path,
+        _store=folder,
+    )
+
+
+def _open_file(reference: ModelReference, path: Path) -> Checkpoint:
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            f"{path}: a single file must be a .safetensors file; other formats are not read: "
+            "name the model's folder, or load it with transformers and save it with "
+            "save_pretrained"
+        )
+    file = _stored_file(path)
+    part = _local_header(file, reference.text)
+    tensors = _gather(str(path), Weights((path.name,)), [(path.name, part)])
+    return Checkpoint(reference=reference, tensors=tensors, files=(file,))
+
+
+def _open_hub(reference: ModelReference, pinned: str | None, offline: bool) -> Checkpoint:
+    model = HubModel.resolve(reference, pinned=pinned, offline=offline)
+    names = model.names()
+    weights = find_weights(model.label, names, model.read)
+
+    def part(name: str) -> tuple[str, _Part]:
+        file = model.stored_file(name)
+        if file.path.exists():
+            return name, _local_header(file, reference.text)
+        label = f"{model.label}: {name}"
+        text = read_header(model.reader(name), file.size, label)
+        return name, (file, parse_header(text, file, reference.text, label))
+
+    with ThreadPoolExecutor(_REQUESTS) as pool:  # one round trip each: mostly waiting
+        parts = list(pool.map(part, weights.files))
+    return Checkpoint(
+        reference=reference,
+        tensors=_gather(model.label, weights, parts),
+        files=tuple(file for file, _ in (part for _, part in parts)),
+        config=_config(model.label, model, names),
+        folder=model.snapshot,
+        revision=model.commit,
+        _store=model,
+    )
+
+
+def _config(
+    label: str, store: LocalFolder | HubModel, names: Sequence[str]
+) -> Mapping[str, Any] | None:
+    if "config.json" not in names:
+        return None
+    return parse_object(store.read("config.json"), f"{label}: config.json")
+
+
+_Part = tuple[StoredFile, tuple[Stored, ...]]
+
+
+def _local_header(file: StoredFile, source: str) -> _Part:
+    label = str(file.path)
+    with opened(file.path) as read:
+        text = read_header(read, file.size, label)
+    return file, parse_header(text, file, source, label)
+
+
+def _gather(
+    label: str, weights: Weights, parts: Iterable[tuple[str, _Part]]
+) -> Mapping[str, Stored]:
+    """The tensors of all files as one mapping, which must be what the index says."""
+    tensors: dict[str, Stored] = {}
+    place: dict[str, str] = {}
+    for name, (_, found) in parts:
+        for tensor in found:
+            if tensor.name in tensors:
+                raise CheckpointError(
+                    f"{label}: the tensor {shown(tensor.name)} is in two files, "
+                    f"{place[tensor.name]} and {name}"
+                )
+            tensors[tensor.name] = tensor
+            place[tensor.name] = name
+    if weights.weight_map is not None and weights.weight_map != place:
+        raise CheckpointError(_index_differs(label, weights.weight_map, place))
+    if not tensors:
+        raise CheckpointError(f"{label}: there is not one tensor in {listing(weights.files)}")
+    return MappingProxyType(tensors)
+
+
+def _index_differs(label: str, weight_map: Mapping[str, str], place: Mapping[str, str]) -> str:
+    lacking = [n for n in weight_map if n not in place]
+    unnamed = [n for n in place if n not in weight_map]
+    elsewhere = [n for n in weight_map if n in place and place[n] != weight_map[n]]
+    lines = [f"{label}: the index and the files of weights do not agree:"]
+    if lacking:
+        lines.append(f"  named by the index, but in no file: {listing(lacking)}")
+    if unnamed:
+        lines.append(f"  in a file, but not named by the index: {listing(unnamed)}")
+    if elsewhere:
+        lines.append(f"  in another file than the index says: {listing(elsewhere)}")
+    lines.append("The files are of different versions or incomplete: copy or download them again.")
+    return "\n".join(lines)
+
+
+def _stored_file(path: Path) -> StoredFile:
+    try:
+        return StoredFile(path, path.stat().st_size)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _file_identity(file: StoredFile) -> tuple[str, int, int, int]:
+    try:
+        status = file.path.stat()
+    except OSError:
+        return str(file.path), file.size, 0, 0
+    return str(file.path), status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _as_reference(reference: ModelReference | str | Path) -> ModelReference:
+    if isinstance(reference, ModelReference):
+        return reference
+    text = str(reference)
+    if (
+        isinstance(reference, Path)
+        or text in {".", ".."}
+        or text.startswith(("./", "../", "/", "~"))
+    ):
+        return ModelReference(text, path=Path(text))
+    repo, _, revision = text.partition("@")
+    return ModelReference(text, repo=repo, revision=revision or None)

@@ -1,0 +1,187 @@
+"""Which files are a model's weights, and a local folder that nothing may point out of."""
+
+import os
+import stat
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mergeengine.checkpoints.documents import listing, parse_object, shown
+from mergeengine.errors import CheckpointError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+MAX_DOCUMENT = 100_000_000  # bytes of an index or a config
+_WEIGHT_SUFFIXES = (
+    ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt",
+    ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data", ".npz", ".tflite", ".ot",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The files of a model's weights, in name order; with an index, which tensor is in which."""
+
+    files: tuple[str, ...]
+    weight_map: Mapping[str, str] | None = None
+
+
+def find_weights(label: str, names: Collection[str], read: Callable[[str], bytes]) -> Weights:
+    """The weights of a model that has the files `names`: what its canonical names say, no more.
+
+    `model.safetensors` comes before an index, as transformers has it: a folder saved into twice
+    then means the same to both.
+    """
+    if SINGLE in names:
+        return Weights((SINGLE,))
+    if INDEX not in names:
+        raise CheckpointError(_no_weights(label, names))
+    weight_map = _weight_map(parse_object(read(INDEX), f"{label}: {INDEX}"), f"{label}: {INDEX}")
+    files = tuple(sorted(set(weight_map.values())))
+    missing = [name for name in files if name not in names]
+    if missing:
+        raise CheckpointError(
+            f"{label}: {len(missing)} of the {len(files)} files that {INDEX} names are missing: "
+            f"{listing(missing, limit=len(missing))}; copy or download them again"
+        )
+    return Weights(files, weight_map)
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file is one of the small ones around the weights (config, tokenizer, code...)."""
+    parts = PurePosixPath(name).parts
+    hidden = any(part.startswith(".") for part in parts)
+    return not hidden and not name.lower().endswith(_WEIGHT_SUFFIXES)
+
+
+def _weight_map(index: Mapping[str, Any], label: str) -> Mapping[str, str]:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{label}: expected a weight_map that names the file of each tensor, found "
+            f"{shown(weight_map)}"
+        )
+    for name, file in weight_map.items():
+        if not name or not name.isprintable():
+            raise CheckpointError(f"{label}: {shown(name)} is not a usable tensor name")
+        if not isinstance(file, str) or not _is_plain(file) or not file.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{label}: tensor {shown(name)} is said to lie in {shown(file)}: expected the "
+                "plain name of a .safetensors file in the same folder"
+            )
+    return weight_map
+
+
+def _is_plain(name: str) -> bool:
+    return name.isprintable() and not name.startswith(".") and not set(name) & set('/\\:"')
+
+
+def _no_weights(label: str, names: Collection[str]) -> str:
+    """The sentence for a model without readable weights, by what is there instead."""
+
+    def some(*suffixes: str) -> list[str]:
+        return sorted(name for name in names if "/" not in name and name.endswith(suffixes))
+
+    if "adapter_config.json" in names:
+        return (
+            f"{label} is an adapter (adapter_config.json), not a whole model: merge it into its "
+            "base model first (PEFT: merge_and_unload, then save_pretrained)"
+        )
+    if torch := some(".bin", ".bin.index.json", ".pt", ".pth", ".ckpt"):
+        return (
+            f"{label} has its weights only as legacy torch files ({listing(torch, 4)}), which are "
+            "not read yet: load it with transformers and save it with save_pretrained, which "
+            f"writes {SINGLE}"
+        )
+    if gguf := some(".gguf"):
+        return (
+            f"{label} has its weights only as GGUF ({listing(gguf, 4)}), which cannot be merged: "
+            "use the safetensors checkpoint it was made from"
+        )
+    if others := some(".safetensors"):
+        return (
+            f"{label} has neither {SINGLE} nor {INDEX}, so it does not say which files are its "
+            f"weights; to use one file, name the file itself (there are {listing(others)})"
+        )
+    there = listing(sorted(names)) if names else "nothing"
+    return f"{label} has no weights: expected {SINGLE} or {INDEX}, found {there}"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFolder:
+    """A model in a folder of this machine."""
+
+    path: Path
+
+    def names(self) -> tuple[str, ...]:
+        """Files of the folder and of its direct subfolders, without hidden ones, sorted."""
+        found = []
+        for name, is_folder in _scan(self.path):
+            if is_folder:
+                inner = _scan(self.path / name)
+                found += [f"{name}/{file}" for file, is_deeper in inner if not is_deeper]
+            else:
+                found.append(name)
+        return tuple(sorted(found))
+
+    def file(self, name: str) -> Path:
+        """The path of a file, which must be a regular one inside the folder.
+
+        Links may lead elsewhere inside the folder or, in a hub cache
+        (``<repo>/snapshots/<commit>/<name>``), to its ``blobs``.
+        """
+        path = self.path / name
+        try:
+            target, folder = path.resolve(strict=True), self.path.resolve(strict=True)
+            regular = stat.S_ISREG(target.stat().st_mode)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{path} cannot be read: {_reason(error)}") from error
+        allowed = [folder]
+        if folder.parent.name == "snapshots":
+            repo = folder.parent.parent
+            allowed.append(repo / "blobs")
+            if repo.name.startswith("models--"):  # blobs may lie once for all repositories
+                allowed.append(repo.parent / "blobs")
+        if not any(target.is_relative_to(root) for root in allowed):
+            raise CheckpointError(
+                f"{path} is a link to {target}, outside its model's folder: put the file itself "
+                "there, or name the folder in which it lies"
+            )
+        if not regular:
+            raise CheckpointError(f"{path} is not a regular file")
+        return path
+
+    def read(self, name: str) -> bytes:
+        """The content of a small file."""
+        path = self.file(name)
+        try:
+            if path.stat().st_size > MAX_DOCUMENT:
+                raise CheckpointError(f"{path} is implausibly large for a file of its name")
+            return path.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {_reason(error)}") from error
+
+    def companions(self) -> tuple[str, ...]:
+        return tuple(name for name in self.names() if is_companion(name))
+
+    def companion(self, name: str) -> Path | None:
+        return self.file(name) if os.path.lexists(self.path / name) else None
+
+
+def _scan(folder: Path) -> list[tuple[str, bool]]:
+    """Entries that are not hidden, and whether each is a folder (a link never is)."""
+    try:
+        with os.scandir(folder) as entries:
+            return [
+                (entry.name, entry.is_dir(follow_symlinks=False))
+                for entry in entries
+                if not entry.name.startswith(".")
+            ]
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)

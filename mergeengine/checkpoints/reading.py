@@ -1,0 +1,25 @@
+"""Reading parts of a local file."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mergeengine.errors import CheckpointError
+
+Read = Callable[[int, int], bytes]
+"""``read(offset, size)``: the bytes there, fewer only where the file ends."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Read]:
+    """Reads of the file `path`; a failure of the system is a CheckpointError."""
+    try:
+        with path.open("rb") as stream:
+
+            def read(offset: int, size: int) -> bytes:
+                stream.seek(offset)
+                return stream.read(size)
+
+            yield read
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error

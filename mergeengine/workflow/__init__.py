@@ -1,0 +1,1 @@
+"""Whole jobs, from a plan to a sealed output: prepare, run, verify, lock, clean."""

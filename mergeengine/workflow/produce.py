@@ -59,7 +59,7 @@ class Job:
     def key(self) -> str:
         """What a journal must agree on to be continued: the identity and these very files."""
         host = sorted({entry for model in self.inputs for entry in model.identity()})
-        headers = [shard.header.decode() for shard in self.layout.shards]
+        headers = [shard.header.hex() for shard in self.layout.shards]
         return digest_of([self.identity, [list(entry) for entry in host], headers])
 
 

@@ -15,7 +15,7 @@ from mergeengine.checkpoints.hub import HubModel
 from mergeengine.checkpoints.reading import opened
 from mergeengine.errors import CheckpointError
 from mergeengine.lazy.stored import Stored, StoredFile
-from mergeengine.values.references import ModelReference
+from mergeengine.values.references import ModelReference, parse_reference
 
 _REQUESTS = 8  # to the hub at a time
 
@@ -238,12 +238,9 @@ def _file_identity(file: StoredFile) -> tuple[str, int, int, int]:
 def _as_reference(reference: ModelReference | str | Path) -> ModelReference:
     if isinstance(reference, ModelReference):
         return reference
-    text = str(reference)
-    if (
-        isinstance(reference, Path)
-        or text in {".", ".."}
-        or text.startswith(("./", "../", "/", "~"))
-    ):
-        return ModelReference(text, path=Path(text))
-    repo, _, revision = text.partition("@")
-    return ModelReference(text, repo=repo, revision=revision or None)
+    if isinstance(reference, Path):
+        return ModelReference(str(reference), path=reference)
+    try:
+        return parse_reference(reference, Path())
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None

@@ -2,6 +2,5 @@
 
 from mergeengine.plan.load import load_plan, parse_plan
 from mergeengine.plan.plan import Plan, Source
-from mergeengine.plan.references import parse_reference
 
-__all__ = ["Plan", "Source", "load_plan", "parse_plan", "parse_reference"]
+__all__ = ["Plan", "Source", "load_plan", "parse_plan"]

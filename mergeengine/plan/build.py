@@ -17,10 +17,9 @@ from mergeengine.plan.plan import (
     Role,
     Source,
 )
-from mergeengine.plan.references import local_path, parse_reference
 from mergeengine.plan.schema import MaskKeys, OutputKeys, PlanKeys, SelectorKeys, SourceKeys
 from mergeengine.values.masks import MaskEntry, Masks
-from mergeengine.values.references import ModelReference
+from mergeengine.values.references import ModelReference, local_path, parse_reference
 from mergeengine.values.scaling import Scaling
 from mergeengine.values.selectors import Selector
 

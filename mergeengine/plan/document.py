@@ -22,9 +22,10 @@ from yaml.reader import Reader, ReaderError
 from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
-from mergeengine.plan.problems import Problems, excerpt
+from mergeengine.plan.problems import Problems
 from mergeengine.plan.syntax import explain_syntax
 from mergeengine.values.decisions import number_text
+from mergeengine.values.excerpts import excerpt
 from mergeengine.values.positions import Position
 
 # Far beyond any real plan; they bound time and memory for hostile ones, aliases expanded.

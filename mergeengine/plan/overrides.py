@@ -7,7 +7,8 @@ from contextlib import suppress
 
 from mergeengine.errors import PlanError
 from mergeengine.plan.document import Node, read_yaml
-from mergeengine.plan.problems import Problems, excerpt
+from mergeengine.plan.problems import Problems
+from mergeengine.values.excerpts import excerpt
 from mergeengine.values.positions import Position
 
 _INDEX = re.compile("[0-9]{1,9}")

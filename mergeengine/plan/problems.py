@@ -38,12 +38,6 @@ class Problems:
             raise self.error()
 
 
-def excerpt(text: str, width: int = 60) -> str:
-    """`text` as a message may quote it: on one line, printable, and not long."""
-    line = text if text.isprintable() else repr(text)[1:-1]
-    return line if len(line) <= width else line[: width - 3] + "..."
-
-
 def _snippet(place: Position, lines: list[str]) -> str:
     """The line of `place` with a caret below, cut to what fits a terminal."""
     if not 0 < place.line <= len(lines):

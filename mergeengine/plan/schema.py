@@ -12,9 +12,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from mergeengine.lazy.dtypes import OUTPUT_DTYPES, DType
 from mergeengine.plan.plan import ComputeDtype, OnExtra, OnMismatch, OnMissing
-from mergeengine.plan.references import check_path, check_printable, check_reference
 from mergeengine.units import parse_size
 from mergeengine.values.nearest import did_you_mean, nearest
+from mergeengine.values.references import check_path, check_printable, check_reference
 from mergeengine.values.selectors import LayerRange
 
 # Names of other tools for the same types.

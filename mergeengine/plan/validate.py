@@ -8,7 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from mergeengine.plan.document import Node, Path
-from mergeengine.plan.problems import Problems, excerpt
+from mergeengine.plan.problems import Problems
 from mergeengine.plan.schema import (
     NotExpected,
     NumericsKeys,
@@ -16,6 +16,7 @@ from mergeengine.plan.schema import (
     PlanKeys,
     SourceKeys,
 )
+from mergeengine.values.excerpts import excerpt
 from mergeengine.values.nearest import did_you_mean, nearest
 from mergeengine.values.positions import Position
 

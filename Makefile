@@ -1,0 +1,53 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each makes the virtual environment it
+# needs in .venv the first time, from the versions in .ci/constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
+SEEDS ?=
+
+.PHONY: demo test lint unit test-slow test-cuda test-network format clean
+
+demo: $(VENV)/.run
+	$(BIN)/python -m benchmarks.demo $(if $(SEEDS),--seeds $(SEEDS))
+
+test: lint unit
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n 2
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -n 2 -m slow
+
+test-cuda: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m cuda
+
+test-network: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m network
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("mergeengine needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+# One pip call each: pip then resolves everything at once, and the second time nothing is done.
+$(VENV)/.run: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e '.[dev]'
+	touch $@ $(VENV)/.run

@@ -1,0 +1,140 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checkpoint_files import safetensors, write_json, write_sharded
+
+from mergeengine.checkpoints import Checkpoint, open_checkpoint
+from mergeengine.values.references import ModelReference
+
+TENSORS = {"a": ("BF16", [100, 70]), "b": ("F32", [3]), "c": ("I64", []), "none": ("F32", [0])}
+
+
+def write(folder: Path, fill: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").write_bytes(safetensors(TENSORS, fill))
+    write_json(folder / "config.json", {"model_type": "llama", "limit": float("inf")})
+    return folder
+
+
+def test_a_reference_and_its_text_are_kept(tmp_path: Path) -> None:
+    write(tmp_path / "m")
+    checkpoint = open_checkpoint(ModelReference("./m", path=tmp_path / "m"))
+    assert str(checkpoint) == "./m"
+    assert checkpoint.tensors["a"].source == "./m"
+    assert checkpoint.config == {"model_type": "llama", "limit": float("inf")}
+    assert checkpoint.revision is None
+
+
+def test_a_text_is_a_path_where_it_begins_like_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for text in ("./m", "~/m", str(tmp_path / "m"), "./m/model.safetensors"):
+        checkpoint = open_checkpoint(text)
+        assert len(checkpoint.tensors) == 4
+        assert checkpoint.files[0].path == tmp_path / "m" / "model.safetensors"
+
+
+def test_tensors_cannot_be_changed(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write(tmp_path))
+    with pytest.raises(TypeError):
+        checkpoint.tensors["a"] = checkpoint.tensors["b"]  # type: ignore[index]
+
+
+def test_local_files_need_no_fetching(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write(tmp_path))
+    assert checkpoint.missing_files(checkpoint.files) == ()
+    checkpoint.fetch(checkpoint.files)
+
+
+class TestFingerprint:
+    @pytest.fixture
+    def checkpoint(self, tmp_path: Path) -> Checkpoint:
+        return open_checkpoint(write(tmp_path / "m"))
+
+    def test_copies_elsewhere_and_later_are_equal(
+        self, checkpoint: Checkpoint, tmp_path: Path
+    ) -> None:
+        copy = write(tmp_path / "elsewhere" / "copy")
+        os.utime(copy / "model.safetensors", (1, 1))
+        assert open_checkpoint(copy).fingerprint() == checkpoint.fingerprint()
+        assert checkpoint.fingerprint().startswith("xxh3:")
+
+    def test_a_single_file_is_equal_under_another_name(self, tmp_path: Path) -> None:
+        write(tmp_path)
+        (tmp_path / "x.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
+        one, two = (open_checkpoint(tmp_path / f"{n}.safetensors") for n in ("model", "x"))
+        assert one.fingerprint() == two.fingerprint() != open_checkpoint(tmp_path).fingerprint()
+
+    @pytest.mark.parametrize("name", ["a", "b", "c"])
+    def test_other_values_of_any_tensor_differ(
+        self, name: str, checkpoint: Checkpoint, tmp_path: Path
+    ) -> None:
+        before = checkpoint.fingerprint()
+        tensor = checkpoint.tensors[name]
+        with tensor.file.path.open("r+b") as file:
+            file.seek(tensor.offset)
+            file.write(b"\xee" * tensor.nbytes)
+        assert open_checkpoint(tmp_path / "m").fingerprint() != before
+
+    def test_another_config_and_another_name_of_a_tensor_differ(
+        self, checkpoint: Checkpoint, tmp_path: Path
+    ) -> None:
+        seen = {checkpoint.fingerprint()}
+        path = tmp_path / "m" / "model.safetensors"
+        path.write_bytes(path.read_bytes().replace(b'"none"', b'"nine"'))
+        seen.add(open_checkpoint(tmp_path / "m").fingerprint())
+        write_json(tmp_path / "m" / "config.json", {"model_type": "other"})
+        seen.add(open_checkpoint(tmp_path / "m").fingerprint())
+        (tmp_path / "m" / "config.json").unlink()
+        seen.add(open_checkpoint(tmp_path / "m").fingerprint())
+        assert len(seen) == 4
+
+    def test_of_many_tensors_a_sample_is_read(self, tmp_path: Path) -> None:
+        (tmp_path / "model.safetensors").write_bytes(
+            safetensors({f"t{i}": ("U8", [1]) for i in range(9000)})
+        )
+        checkpoint = open_checkpoint(tmp_path)
+        before = checkpoint.fingerprint()
+        with (tmp_path / "model.safetensors").open("r+b") as file:
+            file.seek(checkpoint.tensors["t9"].offset)
+            file.write(b"\xff")
+        assert open_checkpoint(tmp_path).fingerprint() != before
+
+
+def test_identity_notices_a_replaced_and_a_touched_file(tmp_path: Path) -> None:
+    write_sharded(
+        tmp_path, {"a.safetensors": {"a": ("F32", [1])}, "b.safetensors": {"b": ("U8", [])}}
+    )
+    checkpoint = open_checkpoint(tmp_path)
+    first = checkpoint.identity()
+    assert [entry[0] for entry in first] == [str(file.path) for file in checkpoint.files]
+    assert checkpoint.identity() == first
+    os.utime(checkpoint.files[1].path, ns=(5, 5))
+    second = checkpoint.identity()
+    assert second != first
+    replacement = tmp_path / "new"
+    replacement.write_bytes(checkpoint.files[1].path.read_bytes())
+    os.utime(replacement, ns=(5, 5))
+    replacement.replace(checkpoint.files[1].path)
+    assert checkpoint.identity() != second
+    checkpoint.files[0].path.unlink()
+    assert checkpoint.identity()[0][2:] == (0, 0)
+
+
+def test_opening_imports_neither_torch_nor_the_hub_library(tmp_path: Path) -> None:
+    write(tmp_path)
+    code = (
+        "import sys\n"
+        "from mergeengine.checkpoints import open_checkpoint\n"
+        "from mergeengine.checkpoints import aliases, config\n"
+        f"open_checkpoint({str(tmp_path)!r}).fingerprint()\n"
+        "heavy = {'torch', 'transformers', 'safetensors', 'huggingface_hub', 'numpy'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

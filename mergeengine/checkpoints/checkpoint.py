@@ -85,33 +85,41 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    reference: ModelReference | str | Path, *, pinned: str | None = None, offline: bool = False
+    reference: ModelReference | str | Path,
+    *,
+    pinned: str | None = None,
+    offline: bool = False,
+    weights: bool = True,
 ) -> Checkpoint:
     """Open a model by its headers; nothing of a tensor's data is read or downloaded.
 
     A text is a local path where it begins with ``./``, ``../``, ``/`` or ``~``, else a hub model
     (``org/name[@revision]``). `pinned` is the commit to take of a hub model instead of what its
-    revision now names; `offline` takes it from the local cache.
+    revision now names; `offline` takes it from the local cache. Without `weights` only what lies
+    beside them is opened, and a folder that has none (a tokenizer alone) will do.
     """
     reference = _as_reference(reference)
     if reference.path is None:
-        return _open_hub(reference, pinned, offline)
+        return _open_hub(reference, pinned, offline, weights)
     try:
         path = reference.path.expanduser().absolute()
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, RuntimeError) as error:  # no such home folder, no right to look, ...
         raise CheckpointError(f"{reference.text} cannot be opened: {error}") from error
     if is_folder:
-        return _open_folder(reference, path)
+        return _open_folder(reference, path, with_weights=weights)
     if is_file:
         return _open_file(reference, path)
     raise CheckpointError(f"{reference.text}: there is no folder or file {path}")
 
 
-def _open_folder(reference: ModelReference, path: Path) -> Checkpoint:
+_NONE = Weights(())
+
+
+def _open_folder(reference: ModelReference, path: Path, *, with_weights: bool) -> Checkpoint:
     folder = LocalFolder(path)
     names = folder.names()
-    weights = find_weights(str(path), names, folder.read)
+    weights = find_weights(str(path), names, folder.read) if with_weights else _NONE
     parts = []
     for name in weights.files:
         file = _stored_file(folder.file(name))
@@ -139,10 +147,12 @@ def _open_file(reference: ModelReference, path: Path) -> Checkpoint:
     return Checkpoint(reference=reference, tensors=tensors, files=(file,))
 
 
-def _open_hub(reference: ModelReference, pinned: str | None, offline: bool) -> Checkpoint:
+def _open_hub(
+    reference: ModelReference, pinned: str | None, offline: bool, with_weights: bool
+) -> Checkpoint:
     model = HubModel.resolve(reference, pinned=pinned, offline=offline)
     names = model.names()
-    weights = find_weights(model.label, names, model.read)
+    weights = find_weights(model.label, names, model.read) if with_weights else _NONE
 
     def part(name: str) -> tuple[str, _Part]:
         file = model.stored_file(name)
@@ -200,7 +210,7 @@ def _gather(
             place[tensor.name] = name
     if weights.weight_map is not None and weights.weight_map != place:
         raise CheckpointError(_index_differs(label, weights.weight_map, place))
-    if not tensors:
+    if not tensors and weights is not _NONE:
         raise CheckpointError(f"{label}: there is not one tensor in {listing(weights.files)}")
     return MappingProxyType(tensors)
 

@@ -1,5 +1,6 @@
 """Small files beside the weights, as values: what will be written, and what to tell about it."""
 
+import hashlib
 import io
 import json
 import re
@@ -31,6 +32,11 @@ class Companion:
         if isinstance(self.content, bytes):
             return len(self.content)
         return self.content.stat().st_size
+
+    def digest(self) -> str:
+        """SHA-256 of its bytes."""
+        with self.open() as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
     def open(self) -> BinaryIO:
         if isinstance(self.content, bytes):

@@ -35,8 +35,7 @@ class Job:
     """An output to be made, everything decided.
 
     ``identity`` is the digest of all that decides the output's bytes. ``inputs`` are the models
-    whose weights are read, ``files`` those of their files that really are. ``companions`` gathers
-    what lies beside the weights (it may fetch small files). ``plan``, ``models`` and
+    whose weights are read, ``files`` those of their files that really are. ``plan``, ``models`` and
     ``decisions`` go into the manifest as they are.
     """
 
@@ -47,7 +46,7 @@ class Job:
     layout: Layout
     inputs: tuple[Checkpoint, ...]
     files: tuple[StoredFile, ...]
-    companions: Callable[[], CompanionSet]
+    companions: CompanionSet
     plan: Mapping[str, Any]
     models: tuple[Model, ...]
     decisions: Mapping[str, Any]
@@ -70,8 +69,6 @@ class Produced:
     made: bool
     kept: int = 0
     device: str = ""
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
 
 
 def produce(
@@ -99,13 +96,12 @@ def produce(
         meter.lap("prepare")
         _fetch(job, tell)
         meter.lap("download")
-        companions = job.companions()
         kept, digests = _merge(job, workspace, chosen, tell)
         meter.lap("merge")
-        _seal(job, workspace, companions, digests)
+        _seal(job, workspace, digests)
         workspace.install()
         meter.lap("seal")
-    return Produced(True, kept, str(chosen), companions.notes, companions.warnings)
+    return Produced(True, kept, str(chosen))
 
 
 def check_disk(job: Job) -> None:
@@ -194,11 +190,9 @@ def _merge(
         return kept, writer.digests()
 
 
-def _seal(
-    job: Job, workspace: Workspace, companions: CompanionSet, tensors: dict[str, str]
-) -> None:
+def _seal(job: Job, workspace: Workspace, tensors: dict[str, str]) -> None:
     """Write everything beside the weights, the manifest last."""
-    files = list(companions.files)
+    files = list(job.companions.files)
     index = job.layout.index()
     if index is not None:
         files.append(Companion(INDEX, index))

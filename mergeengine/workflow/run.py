@@ -1,25 +1,19 @@
 """Running a plan: everything from its file to a sealed output and a lock beside it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from mergeengine.output.card import MergedModel, model_card, read_licence
-from mergeengine.output.companions import Companion, CompanionSet, gather_companions
 from mergeengine.output.lock import lock_path, write_lock
+from mergeengine.output.manifest import Model
 from mergeengine.plan.load import load_plan
 from mergeengine.plan.plan import Plan
 from mergeengine.workflow.measure import Meter
 from mergeengine.workflow.prepare import Prepared, prepare
 from mergeengine.workflow.produce import Job, Produced, Progress, produce
 from mergeengine.workflow.settings import Settings
-
-CARD = "README.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +42,15 @@ def run(
     locked: bool = False,
     offline: bool = False,
     progress: Progress | None = None,
+    on_prepared: Callable[[Prepared], None] | None = None,
     block_chunks: int | None = None,
 ) -> RunResult:
     """Make a plan's output, or find that it is up to date.
 
     ``overrides`` are as ``--set`` (``"scaling=0.5"``); ``memory`` is in bytes. The lock beside
-    the plan is written unless ``overrides``, ``output`` or ``locked`` are given. ``block_chunks``
-    fixes the block size, for measurements. Raises errors of ``mergeengine.errors``; whatever
+    the plan is written unless ``overrides``, ``output`` or ``locked`` are given. ``on_prepared``
+    is called with what is known before data are read. ``block_chunks`` fixes the block size, for
+    measurements. Raises errors of ``mergeengine.errors``; whatever
     happens, nothing half-made is under the output's name, and finished work is kept for the next
     run of the same plan.
     """
@@ -66,6 +62,8 @@ def run(
     with Meter() as meter:
         place = Path(output) if output is not None else None
         prepared = prepare(plan, settings, output=place, locked=locked, block_chunks=block_chunks)
+        if on_prepared is not None:
+            on_prepared(prepared)
         job = job_of(prepared)
         produced = produce(job, meter, device=device, force=force, progress=progress)
         if not overrides and output is None and not locked:
@@ -73,8 +71,8 @@ def run(
     return RunResult(
         output=prepared.output,
         made=produced.made,
-        notes=(*prepared.notes, *produced.notes),
-        warnings=(*prepared.warnings, *produced.warnings),
+        notes=prepared.notes,
+        warnings=prepared.warnings,
         report=_report(job, prepared, produced, meter),
     )
 
@@ -90,43 +88,13 @@ def job_of(prepared: Prepared) -> Job:
         layout=prepared.layout,
         inputs=prepared.models.merged(),
         files=prepared.binding.graph.files(),
-        companions=lambda: _companions(prepared),
+        companions=prepared.companions,
         plan={"name": plan.name, "document": plan.identity_document},
-        models=tuple(prepared.roles()),
+        models=tuple(
+            Model(role, model.reference.text, prepared.pins.models[model.reference.text])
+            for role, model in prepared.models.roles()
+        ),
         decisions={"tensors": prepared.binding.counts(), "notes": list(prepared.notes)},
-    )
-
-
-def _companions(prepared: Prepared) -> CompanionSet:
-    models = prepared.models
-    gathered = gather_companions(
-        target=models.target,
-        tokenizer=models.tokenizer,
-        config=models.config,
-        generation_config=models.generation_config,
-        tensors={t.output.name: (t.output.dtype, t.output.shape) for t in prepared.binding.tensors},
-    )
-    card = Companion(CARD, _card(prepared).encode())
-    return CompanionSet((*gathered.files, card), gathered.notes, gathered.warnings)
-
-
-def _card(prepared: Prepared) -> str:
-    models = {str(model): model for model in prepared.models.all()}
-    references = [
-        MergedModel(
-            role.role,
-            role.reference,
-            models[role.reference].revision,
-            read_licence(models[role.reference]),
-        )
-        for role in prepared.roles()
-    ]
-    document = prepared.plan.identity_document
-    return model_card(
-        name=prepared.plan.name,
-        plan_text=yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100),
-        references=references,
-        version=version("mergeengine"),
     )
 
 

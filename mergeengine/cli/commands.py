@@ -1,0 +1,78 @@
+"""The program and its commands, each imported only when it is called."""
+
+from importlib import import_module
+
+import click
+
+from mergeengine.cli.console import set_up_logging
+
+PROGRAM = "mergeengine"
+
+# Name -> one line of help. Each command lives in a module of its own name.
+COMMANDS = {
+    "run": "Make a plan's output.",
+    "validate": "Check plans; opens no model.",
+    "plan": "Show what a run would do.",
+    "explain": "Show the formula of each tensor and the plan line behind each number.",
+    "verify": "Check an output against its manifest, to the last byte.",
+    "lock": "Write, check or update the lock of a plan's inputs.",
+    "inspect": "Describe a model.",
+    "clean": "Remove what stopped runs left unfinished.",
+}
+
+_EPILOG = """\
+\b
+Exit codes:
+  0    done, or nothing to do
+  1    an internal error, or the reader of stdout has gone
+  2    the command line or the plan is wrong
+  3    an input model cannot be found or read, or does not fit the others
+  4    memory, disk space or the device do not suffice
+  5    the output cannot be written, or may not be replaced
+  6    another run is writing this output
+  7    an output, a lock or the locked inputs are not what they should be
+  130  stopped by Ctrl-C or SIGTERM; the same command goes on from there
+"""
+
+
+class _LazyGroup(click.Group):
+    """Lists its commands from a table, so that ``--help`` imports none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"mergeengine.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"{PROGRAM} {version(PROGRAM)}")
+        ctx.exit()
+
+
+@click.command(
+    cls=_LazyGroup, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Print the version.",
+)
+@click.option("--debug", is_flag=True, expose_value=False, help="Tracebacks of internal errors.")
+def mergeengine() -> None:
+    """Carry fine-tuning over to new model versions: checkpoints merged by plan, out of core."""
+    set_up_logging()

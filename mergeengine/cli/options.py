@@ -1,0 +1,61 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mergeengine.units import parse_size
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+Decorator = Callable[[CommandT], CommandT]
+
+
+class Size(click.ParamType[int]):
+    """A size in bytes, as ``units`` reads it."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+PATH = click.Path(path_type=Path)
+
+plan_argument = click.argument("plan_file", metavar="PLAN", type=PATH)
+overrides_option = click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Replace a value of the plan, e.g. scaling=0.5 (repeatable).",
+)
+output_option = click.option(
+    "--output", type=PATH, help="Where the output goes, instead of the plan's output.path."
+)
+offline_option = click.option(
+    "--offline", is_flag=True, help="Take hub models from the local cache, without a connection."
+)
+format_option = click.option(
+    "--format",
+    "style",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="How the result is printed on stdout.",
+    show_default=True,
+)
+locked_option = click.option(
+    "--locked", is_flag=True, help="Refuse inputs that are not those of the plan's lock."
+)
+memory_option = click.option(
+    "--memory", type=Size(), help="Most memory to use, e.g. 4GiB  [default: a quarter of the RAM]"
+)
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Threads that read, compute and write  [default: by the processors]",
+)

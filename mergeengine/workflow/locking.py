@@ -1,0 +1,31 @@
+"""The lock beside a plan: written, checked, or taken anew."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergeengine.output.lock import PlanLock, lock_path, write_lock
+from mergeengine.plan.plan import Plan
+from mergeengine.workflow.prepare import resolve
+from mergeengine.workflow.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """A plan's lock; ``written`` is False where it said the same already."""
+
+    path: Path
+    lock: PlanLock
+    written: bool
+
+
+def lock_plan(plan: Plan, settings: Settings, *, update: bool = False) -> Locked:
+    """Pin what each model is now; hub models keep their locked commits unless with ``update``."""
+    _, pins = resolve(plan, settings, update=update)
+    path = lock_path(plan.file)
+    return Locked(path, pins, write_lock(path, pins))
+
+
+def check_plan_lock(plan: Plan, settings: Settings) -> Locked:
+    """VerificationError unless every model is what the lock says; nothing is written."""
+    _, pins = resolve(plan, settings, locked=True)
+    return Locked(lock_path(plan.file), pins, written=False)

@@ -1,0 +1,101 @@
+"""The models of a plan, opened: each role's checkpoint, and what each reference is pinned to."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from mergeengine.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from mergeengine.checkpoints.config import compare_configs, contradictions, quantized
+from mergeengine.errors import CheckpointError
+from mergeengine.output.lock import PlanLock
+from mergeengine.plan.plan import Plan
+from mergeengine.values.references import ModelReference
+
+_DONORS = ("tokenizer", "config", "generation_config")
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The opened checkpoint of each role of a plan; equal references are opened once."""
+
+    target: Checkpoint
+    bases: tuple[Checkpoint, ...]
+    fts: tuple[Checkpoint, ...]
+    tokenizer: Checkpoint
+    config: Checkpoint
+    generation_config: Checkpoint
+    source_names: tuple[str, ...]
+
+    def merged(self) -> tuple[Checkpoint, ...]:
+        """The models whose weights are read, each once."""
+        return tuple(dict.fromkeys((self.target, *self.bases, *self.fts)))
+
+    def roles(self) -> Iterator[tuple[str, Checkpoint]]:
+        """Every role with its model; donors of companions only where they are other models."""
+        yield "target", self.target
+        for name, base, ft in zip(self.source_names, self.bases, self.fts, strict=True):
+            of = f" ({name})" if len(self.source_names) > 1 else ""
+            yield f"source_base{of}", base
+            yield f"source_ft{of}", ft
+        for role in _DONORS:
+            model: Checkpoint = getattr(self, role)
+            if model not in self.merged():
+                yield role, model
+
+    def pins(self) -> PlanLock:
+        """What each reference is now. Files beside the weights are no part of a local pin."""
+        models = dict.fromkeys(model for _, model in self.roles())
+        return PlanLock({model.reference.text: model.fingerprint() for model in models})
+
+    def examine(self) -> tuple[list[str], list[str]]:
+        """Notes and warnings from the configs; CheckpointError for what forbids a merge."""
+        for model in self.merged():
+            problem = quantized(model.config)
+            if problem is not None:
+                raise CheckpointError(f"{model}: {problem}")
+        others = [(str(m), m.config) for m in self.merged() if m is not self.target]
+        report = compare_configs(str(self.target), self.target.config, others)
+        if report.errors:
+            raise CheckpointError(
+                "the models are not versions of one architecture:\n  " + "\n  ".join(report.errors)
+            )
+        warnings = [
+            f"{model}: {text}"
+            for model in self.merged()
+            for text in contradictions(model.config, model.tensors)
+        ]
+        return [f"configs differ: {note}" for note in report.notes], warnings
+
+
+def open_models(plan: Plan, lock: PlanLock, *, offline: bool) -> Models:
+    """Open everything that a plan names; hub references at the commits that ``lock`` has."""
+    merged = [plan.target]
+    for source in plan.sources:
+        merged += [source.source_base, source.source_ft]
+    donors = [getattr(plan.output, role) for role in _DONORS]
+    wanted = {reference: False for reference in donors if isinstance(reference, ModelReference)}
+    wanted.update((reference, True) for reference in merged)
+
+    def opened(reference: ModelReference) -> Checkpoint:
+        pinned = None if reference.is_local else lock.commit_of(reference.text)
+        return open_checkpoint(reference, pinned=pinned, offline=offline, weights=wanted[reference])
+
+    with ThreadPoolExecutor(4) as pool:  # headers are small: mostly waiting for disk or network
+        found = dict(zip(wanted, pool.map(opened, wanted), strict=True))
+    target = found[plan.target]
+    fts = tuple(found[source.source_ft] for source in plan.sources)
+
+    def donor(chosen: str | ModelReference) -> Checkpoint:
+        if isinstance(chosen, ModelReference):
+            return found[chosen]
+        return target if chosen == "target" else fts[0]
+
+    return Models(
+        target=target,
+        bases=tuple(found[source.source_base] for source in plan.sources),
+        fts=fts,
+        tokenizer=donor(plan.output.tokenizer),
+        config=donor(plan.output.config),
+        generation_config=donor(plan.output.generation_config),
+        source_names=tuple(source.name for source in plan.sources),
+    )

@@ -1,0 +1,146 @@
+"""What a run would do, and what would stop it: everything that is known without reading data."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mergeengine.errors import ResourceError
+from mergeengine.output.journal import read_claims, read_key
+from mergeengine.output.workspace import workspace_path
+from mergeengine.plan.plan import Plan
+from mergeengine.workflow.existing import Existing, look
+from mergeengine.workflow.prepare import Prepared, output_of, prepare
+from mergeengine.workflow.produce import Job, disk_shortage
+from mergeengine.workflow.run import job_of
+from mergeengine.workflow.settings import Settings
+
+Decision = Literal["nothing", "make", "replace", "refuse"]
+
+_UNBOUNDED = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A run foreseen.
+
+    ``decision`` and ``reason`` say what would happen to the output; ``shortages`` what does not
+    fit this machine, one sentence each. ``unfinished`` is the part (0 to 1) of the output that a
+    stopped run left and that a run would go on from. Sizes are in bytes.
+    """
+
+    prepared: Prepared
+    existing: Existing
+    decision: Decision
+    reason: str
+    shortages: tuple[str, ...]
+    unfinished: float
+    download_bytes: int
+    free_bytes: int
+
+    def document(self) -> dict[str, Any]:
+        """The same as plain data."""
+        prepared = self.prepared
+        schedule = prepared.schedule
+        return {
+            "plan": prepared.plan.name,
+            "output": str(prepared.output),
+            "decision": self.decision,
+            "state": self.existing.state,
+            "reason": self.reason,
+            "unfinished": round(self.unfinished, 4),
+            "shortages": list(self.shortages),
+            "identity": prepared.identity,
+            "models": [
+                {"role": role.role, "reference": role.reference, "content": role.content}
+                for role in prepared.roles()
+            ],
+            "tensors": prepared.binding.counts(),
+            "shards": len(prepared.layout.shards),
+            "bytes": {
+                "read": schedule.read_bytes,
+                "write": schedule.write_bytes,
+                "download": self.download_bytes,
+                "free_disk": self.free_bytes,
+            },
+            "memory": {"projected_bytes": schedule.projected_bytes},
+            "workers": schedule.workers,
+            "block_chunks": schedule.block_chunks,
+            "notes": list(prepared.notes),
+            "warnings": list(prepared.warnings),
+        }
+
+
+def foresee(
+    plan: Plan,
+    settings: Settings,
+    *,
+    output: Path | None = None,
+    locked: bool = False,
+    force: bool = False,
+) -> Status:
+    """What a run with these very options would do. What does not fit is told, not raised."""
+    output_of(plan, output)
+    shortages = []
+    try:
+        prepared = prepare(plan, settings, output=output, locked=locked)
+    except ResourceError as error:
+        shortages.append(str(error))
+        smallest = replace(settings, memory=_UNBOUNDED, workers=1)
+        prepared = prepare(plan, smallest, output=output, locked=locked)
+    job = job_of(prepared)
+    existing = look(job.output, job.name, job.identity)
+    decision, reason = _decide(existing, force)
+    if decision in ("make", "replace"):
+        shortages.extend(filter(None, (_device_missing(settings.device), disk_shortage(job))))
+    return Status(
+        prepared=prepared,
+        existing=existing,
+        decision=decision,
+        reason=reason,
+        shortages=tuple(shortages),
+        unfinished=_unfinished(job) if decision != "nothing" else 0.0,
+        download_bytes=sum(file.size for _, file in job.missing()),
+        free_bytes=_free(job.output),
+    )
+
+
+def _decide(existing: Existing, force: bool) -> tuple[Decision, str]:
+    match existing.state:
+        case "absent":
+            return "make", existing.reason
+        case "up to date":
+            return "nothing", existing.reason
+        case "earlier version":
+            return "replace", existing.reason
+        case _ if force:
+            return "replace", f"{existing.reason}, and --force replaces it"
+    return "refuse", f"{existing.reason}: use --force to replace it, or --output"
+
+
+def _device_missing(name: str) -> str | None:
+    """Why there is no device of that name. The two that are everywhere need no torch to tell."""
+    if name in ("auto", "cpu"):
+        return None
+    from mergeengine.execution.device import choose_device
+
+    try:
+        choose_device(name)
+    except ResourceError as error:
+        return str(error)
+    return None
+
+
+def _unfinished(job: Job) -> float:
+    """The part of the output that a journal of this very job claims."""
+    journal = workspace_path(job.output) / "journal"
+    if read_key(journal) != job.key():
+        return 0.0
+    claimed = {(claim.tensor, claim.chunk) for claim in read_claims(journal)}
+    return min(1.0, len(claimed) / sum(t.write.chunks for t in job.schedule.tensors))
+
+
+def _free(place: Path) -> int:
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

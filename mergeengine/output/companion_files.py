@@ -35,8 +35,11 @@ class Companion:
 
     def digest(self) -> str:
         """SHA-256 of its bytes."""
+        digest = hashlib.sha256()
         with self.open() as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+            while part := file.read(1 << 20):
+                digest.update(part)
+        return f"sha256:{digest.hexdigest()}"
 
     def open(self) -> BinaryIO:
         if isinstance(self.content, bytes):

@@ -1,6 +1,7 @@
 """One block of one step: views are read, tiles computed, the result left in the arena."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import product
 from math import prod
 
@@ -22,19 +23,31 @@ Outcomes = Mapping[tuple[Node, str], Tensor]
 """(reduction or whole node, name of the arithmetic's dtype) -> its value, on the CPU."""
 
 
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """Memory on a device, and how to wait until the work issued to it is done."""
+
+    arena: Arena
+    wait: Callable[[], None]
+
+
 class BlockRunner:
     """What one worker computes with: its memory, the reader, and what earlier passes left.
 
-    With a ``device_arena`` the inputs' own bytes are copied to the device, converted and computed
+    With an ``accelerator`` the inputs' own bytes are copied to the device, converted and computed
     there, and only the output's bytes come back; ``arena`` is then pinned host memory.
     """
 
     def __init__(
-        self, arena: Arena, reader: Reader, outcomes: Outcomes, device_arena: Arena | None = None
+        self,
+        arena: Arena,
+        reader: Reader,
+        outcomes: Outcomes,
+        accelerator: Accelerator | None = None,
     ) -> None:
         self._arena = arena
-        self._compute_arena = device_arena or arena
-        self._on_device = device_arena is not None
+        self._accelerator = accelerator
+        self._compute_arena = accelerator.arena if accelerator else arena
         self._reader = reader
         self._outcomes = outcomes
         self._scalars: dict[tuple[Node, str], Tensor] = {}
@@ -49,7 +62,7 @@ class BlockRunner:
         self._scratch = self._arena.take(SCRATCH, torch.uint8)
         host = self._arena.take(stop - start, torch_dtype(step.result))
         result = host
-        if self._on_device:
+        if self._accelerator:
             self._compute_arena.rewind()
             result = self._compute_arena.take(stop - start, torch_dtype(step.result))
         marks = self._arena.mark(), self._compute_arena.mark()
@@ -69,9 +82,9 @@ class BlockRunner:
                         window = target[_index(_relative(common, box))]
                         inside = _relative(common, piece.box)
                         self._region(step, piece.program, inside, window, flat=False)
-        if self._on_device:
+        if self._accelerator:
             host.copy_(result, non_blocking=True)
-            torch.accelerator.current_stream().synchronize()
+            self._accelerator.wait()
         return host
 
     def _region(self, step: Step, program: Program, box: Box, out: Tensor, *, flat: bool) -> None:
@@ -83,7 +96,7 @@ class BlockRunner:
         sizes = _sizes(box)
         elements = max(1, prod(sizes))
         # A device has no small cache to stay in, and few large kernels suit it better.
-        limit = elements if self._on_device else min(TILE, elements)
+        limit = elements if self._accelerator else min(TILE, elements)
         registers = [
             self._compute_arena.take(limit, torch_dtype(step.compute))
             for _ in range(program.registers)
@@ -153,7 +166,7 @@ class BlockRunner:
                 # One element more dimension: bytes, whatever the dtype and the rank.
                 as_bytes = window.unsqueeze(-1).view(torch.uint8)
                 read_box(self._reader, stored, shape, source, as_bytes, self._scratch)
-        if self._on_device:
+        if self._accelerator:
             there = self._compute_arena.take(elements, place.dtype).view(resolved.sizes)
             place = there.copy_(place, non_blocking=True)
         return place.permute(resolved.order)

@@ -13,7 +13,7 @@ from torch import Tensor
 from mergeengine.compiler.schedule import Schedule, Step, TensorSchedule
 from mergeengine.errors import Interrupted
 from mergeengine.execution.arena import Arena, memory_of
-from mergeengine.execution.blocks import BlockRunner
+from mergeengine.execution.blocks import Accelerator, BlockRunner
 from mergeengine.execution.kernels import torch_dtype
 from mergeengine.execution.reader import Reader
 from mergeengine.execution.reductions import Fold, fold_of
@@ -270,9 +270,9 @@ def _worker(
             else:
                 # Each worker has a stream of its own: one's copies overlap another's arithmetic.
                 torch.accelerator.set_device_index(device.index or 0)
-                stack.enter_context(torch.Stream(device))
+                queue = stack.enter_context(torch.Stream(device))
                 host = Arena(schedule.arena_bytes, pinned=True)
-                there = Arena(schedule.device_arena_bytes, device)
+                there = Accelerator(Arena(schedule.device_arena_bytes, device), queue.synchronize)
                 runner = BlockRunner(host, reader, work.outcomes, there)
             while (task := work.next()) is not None:
                 if task.step.kind == "write":

@@ -144,7 +144,7 @@ def projected_bytes(workers: int, arena: int, whole: int, tensors: int) -> int:
 def schedule(
     graph: Graph, *, memory: int, workers: int, block_chunks: int | None = None
 ) -> Schedule:
-    """Passes and block size for a budget of ``memory`` bytes.
+    """Passes, block size and at most ``workers`` workers for a budget of ``memory`` bytes.
 
     Raises ResourceError where even one worker with the smallest blocks does not fit; see
     ``smallest`` for what would. ``block_chunks`` fixes the block size (for measurements).
@@ -156,29 +156,31 @@ def schedule(
     def arena(chunks: int) -> int:
         return max((step.arena_bytes(chunks * CHUNK) for step in steps), default=0)
 
-    chunk_choices = [block_chunks] if block_chunks else list(range(MOST_CHUNKS, 0, -1))
-    chosen: tuple[int, int] | None = None
-    for count in range(max(1, workers), 0, -1):
-        for chunks in chunk_choices:
-            size = arena(chunks)
-            comfortable = chunks == chunk_choices[-1] or count * size <= COMFORTABLE
-            if comfortable and projected_bytes(count, size, whole, len(tensors)) <= memory:
-                chosen = (count, chunks)
-                break
-        if chosen:
-            break
-    if chosen is None:
-        least = projected_bytes(1, arena(chunk_choices[-1]), whole, len(tensors))
+    choices = [block_chunks] if block_chunks else list(range(MOST_CHUNKS, 0, -1))
+    arenas = {chunks: arena(chunks) for chunks in choices}
+    least = 1, choices[-1]
+    count, chunks = next(
+        (
+            (count, chunks)
+            for count in range(max(1, workers), 0, -1)
+            for chunks in choices
+            if count * arenas[chunks] <= COMFORTABLE
+            and projected_bytes(count, arenas[chunks], whole, len(tensors)) <= memory
+        ),
+        least,
+    )
+    needed = projected_bytes(count, arenas[chunks], whole, len(tensors))
+    if needed > memory:
         raise ResourceError(
-            f"this plan needs at least {format_binary_size(least)} of memory, and "
+            f"this plan needs at least {format_binary_size(needed)} of memory, and "
             f"{format_binary_size(memory)} were allowed: raise --memory"
         )
     return Schedule(
         tensors=tensors,
-        workers=chosen[0],
-        block_chunks=chosen[1],
-        arena_bytes=arena(chosen[1]),
-        device_arena_bytes=max((step.device_bytes(chosen[1] * CHUNK) for step in steps), default=0),
+        workers=count,
+        block_chunks=chunks,
+        arena_bytes=arenas[chunks],
+        device_arena_bytes=max((step.device_bytes(chunks * CHUNK) for step in steps), default=0),
         whole_bytes=whole,
         read_bytes=sum(step.read_bytes for tensor in tensors for step in tensor.steps),
         write_bytes=sum(tensor.nbytes for tensor in graph.tensors),

@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 
 from mergeengine.errors import CheckpointError, InputChangedError
 from mergeengine.lazy.stored import StoredFile
@@ -32,12 +31,7 @@ class Reader:
     def __enter__(self) -> "Reader":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def read_into(self, file: StoredFile, offset: int, buffer: memoryview) -> None:

@@ -13,13 +13,19 @@ from mergeengine.lazy.dtypes import OUTPUT_DTYPES, DType
 from mergeengine.output.companion_files import Companion, CompanionSet, json_bytes
 
 CONFIG = "config.json"
+TIE = "tie_word_embeddings"
 OutputTensors = Mapping[str, tuple[DType, tuple[int, ...]]]
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
-def choose_config(chosen: Checkpoint, tensors: OutputTensors) -> CompanionSet:
-    """The corrected config.json, and what was corrected."""
+def choose_config(
+    chosen: Checkpoint, tensors: OutputTensors, own_head: str | None = None
+) -> CompanionSet:
+    """The corrected config.json, and what was corrected.
+
+    ``own_head`` names an output head whose values differ from the embedding it would be tied to.
+    """
     model = chosen.reference.text
     if chosen.config is None:
         return CompanionSet(notes=(f"{model} has no {CONFIG}: none is written",))
@@ -29,6 +35,7 @@ def choose_config(chosen: Checkpoint, tensors: OutputTensors) -> CompanionSet:
             f"{CONFIG} of {model}",
             *_correct_dtype(config, tensors),
             *_correct_vocabulary(config, chosen, tensors),
+            *_correct_tie(config, chosen, own_head),
         ]
         for part in _parts(config):
             part.pop("_name_or_path", None)
@@ -93,6 +100,22 @@ def _correct_vocabulary(
             if right != told:
                 part["vocab_size"] = right
                 yield f"{CONFIG}: vocab_size {told} → {right}, the rows of the embedding"
+
+
+def _correct_tie(config: dict[str, Any], chosen: Checkpoint, own_head: str | None) -> Iterator[str]:
+    """A head of its own must not be tied when the model is loaded: its values would be lost."""
+    if own_head is None:
+        return
+    text = config.get("text_config")
+    tied = [
+        part
+        for part in (config, text)
+        if isinstance(part, dict) and part.get(TIE, own_head not in chosen.tensors) is True
+    ]
+    for part in tied:
+        part[TIE] = False
+    if tied:
+        yield f"{CONFIG}: {TIE} → false, since {own_head} now differs from the embedding"
 
 
 def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 Data go to stdout; progress, notes, warnings and errors to stderr. Exit codes:
 
     0    done, or nothing to do
-    1    an internal error, or the reader of stdout has gone
+    1    anything unforeseen: a fault of mergeengine or the machine, a closed pipe
     2    the command line or the plan is wrong
     3    an input model cannot be found or read, or does not fit the others
     4    memory, disk space or the device do not suffice
@@ -16,6 +16,7 @@ Data go to stdout; progress, notes, warnings and errors to stderr. Exit codes:
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
@@ -23,40 +24,40 @@ from typing import NoReturn
 import click
 
 from mergeengine.cli.commands import PROGRAM, mergeengine
-from mergeengine.cli.console import complain, log_exception, say
+from mergeengine.cli.console import complain, log_exception, logging_set_up, say
 from mergeengine.errors import Interrupted, MergeEngineError
 
-STOPPED = "stopped; the same command starts again, and a run goes on from where it was"
+STOPPED = "stopped; run the same command again to go on from here"
 _STOPPED_CODE = Interrupted.exit_code
-_ISSUES = "the project's issue tracker"
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run one command and leave the process with its exit code."""
+def main() -> NoReturn:
+    """The console script: run one command and leave the process with its exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    arguments = sys.argv[1:] if arguments is None else arguments
-    code = _guarded(list(arguments))
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = _reader_gone()
-    sys.exit(code)
+    sys.exit(call(sys.argv[1:]))
+
+
+def call(arguments: Sequence[str]) -> int:
+    """Run one command; whatever it raises becomes one clear text, and the exit code."""
+    with logging_set_up():
+        return _guarded(list(arguments))
 
 
 def _guarded(arguments: list[str]) -> int:
-    """Run a command; whatever it raises becomes one clear text and an exit code."""
+    context = None
     try:
         with mergeengine.make_context(PROGRAM, arguments) as context:
             mergeengine.invoke(context)
+        sys.stdout.flush()
     except click.exceptions.Exit as ending:
         return ending.exit_code
     except click.UsageError as error:
         complain(_usage(error))
         return error.exit_code
-    except click.ClickException as error:
+    except click.ClickException as error:  # wrong in a way that --help does not help with
         complain(error.format_message())
-        return 2
+        return click.UsageError.exit_code
     except Interrupted as error:
         say(str(error))
         return error.exit_code
@@ -68,25 +69,31 @@ def _guarded(arguments: list[str]) -> int:
         complain(str(error))
         return error.exit_code
     except BrokenPipeError:
-        return _reader_gone()
+        _silence_stdout()
+        return 1
     except Exception as error:
         log_exception()
-        if "--debug" in arguments:
-            raise
-        complain(
-            f"internal error: {type(error).__name__}: {error}\n"
-            f"This is a fault of mergeengine, not of yours. Please report it at {_ISSUES}, with "
-            "what `mergeengine --debug ...` prints for the same command"
-        )
+        if context is not None and context.params["debug"]:
+            traceback.print_exc()
+        complain(_unforeseen(error))
         return 1
     return 0
 
 
+def _unforeseen(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}"
+    described = f"{type(error).__name__}: {error}".rstrip(": ")
+    return (
+        f"internal error: {described}\nThis is a fault of mergeengine. Please report it, with the "
+        "traceback that `mergeengine --debug ...` prints for the same command"
+    )
+
+
 def _usage(error: click.UsageError) -> str:
-    text = error.format_message().rstrip(".")
-    if error.ctx is not None:
-        text += f" (`{error.ctx.command_path} --help` says more)"
-    return text
+    text = error.format_message()
+    return text if error.ctx is None else f"{text}\n`{error.ctx.command_path} --help` says more"
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -100,7 +107,6 @@ def _stop_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(_STOPPED_CODE)
 
 
-def _reader_gone() -> int:
-    """Nobody reads stdout any more (``| head``): say nothing, not even when Python flushes it."""
+def _silence_stdout() -> None:
+    """Its reader has gone (``| head``): no reason to complain, not even when Python flushes it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1

@@ -4,7 +4,7 @@ from importlib import import_module
 
 import click
 
-from mergeengine.cli.console import set_up_logging
+from mergeengine.values.nearest import did_you_mean
 
 PROGRAM = "mergeengine"
 
@@ -24,7 +24,7 @@ _EPILOG = """\
 \b
 Exit codes:
   0    done, or nothing to do
-  1    an internal error, or the reader of stdout has gone
+  1    anything unforeseen: a fault of mergeengine or the machine, a closed pipe
   2    the command line or the plan is wrong
   3    an input model cannot be found or read, or does not fit the others
   4    memory, disk space or the device do not suffice
@@ -48,6 +48,13 @@ class _LazyGroup(click.Group):
         command: click.Command = module.command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"there is no command `{args[0]}`{did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -62,7 +69,10 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) 
 
 
 @click.command(
-    cls=_LazyGroup, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
+    cls=_LazyGroup,
+    epilog=_EPILOG,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.option(
     "--version",
@@ -72,7 +82,9 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) 
     callback=_print_version,
     help="Print the version.",
 )
-@click.option("--debug", is_flag=True, expose_value=False, help="Tracebacks of internal errors.")
-def mergeengine() -> None:
+@click.option("--debug", is_flag=True, help="Print the traceback of an internal error.")
+@click.pass_context
+def mergeengine(context: click.Context, debug: bool) -> None:
     """Carry fine-tuning over to new model versions: checkpoints merged by plan, out of core."""
-    set_up_logging()
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())

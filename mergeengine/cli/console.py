@@ -2,7 +2,9 @@
 
 import json
 import logging
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +12,33 @@ import click
 
 _log = logging.getLogger("mergeengine")
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
+_WARNING = click.style("warning:", fg="yellow", bold=True)
+_ERROR = click.style("error:", fg="red", bold=True)
 
 
 class _ToStderr(logging.Handler):
     """Warnings that the library logs (the hub fails, ...), as the command line words them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"warning: {record.getMessage()}", err=True)
+        _to_stderr(f"{_WARNING} {record.getMessage()}")
 
 
-def set_up_logging() -> None:
-    """Send the library's warnings to stderr."""
+@contextmanager
+def logging_set_up() -> Iterator[None]:
+    """While a command runs, the library's warnings go to stderr; at its end logs are closed."""
     handler = _ToStderr(logging.WARNING)
     handler.addFilter(lambda record: record.name != _log.name)
-    _log.handlers = [handler]
-    _log.setLevel(logging.INFO)
+    _log.addHandler(handler)
+    _log.setLevel(logging.DEBUG)
     _log.propagate = False
+    try:
+        yield
+    finally:
+        for each in list(_log.handlers):
+            _log.removeHandler(each)
+            each.close()
+        _log.setLevel(logging.NOTSET)
+        _log.propagate = True
 
 
 def open_log(path: Path) -> None:
@@ -33,9 +46,10 @@ def open_log(path: Path) -> None:
     try:
         handler = logging.FileHandler(path, mode="a", encoding="utf-8")
     except OSError as error:
-        raise click.UsageError(f"--log-file {path}: {error.strerror}") from error
+        raise click.ClickException(f"--log-file {path}: {error.strerror}") from error
     handler.setFormatter(logging.Formatter(_FORMAT))
     _log.addHandler(handler)
+    _log.info("mergeengine %s", " ".join(sys.argv[1:]))
 
 
 def emit(text: str) -> None:
@@ -47,6 +61,14 @@ def emit_json(document: Any) -> None:
     click.echo(json_text(document), nl=False)
 
 
+def emit_table(rows: Iterable[tuple[str, str]]) -> None:
+    """Two columns, the first as wide as its widest entry."""
+    rows = list(rows)
+    width = max((len(left) for left, _ in rows), default=0)
+    for left, right in rows:
+        emit(f"{left:<{width}}  {right}".rstrip())
+
+
 def json_text(document: Any) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
@@ -54,17 +76,17 @@ def json_text(document: Any) -> str:
 def say(text: str) -> None:
     """Tell the person at the terminal."""
     _log.info(text)
-    click.echo(text, err=True)
+    _to_stderr(text)
 
 
 def complain(text: str) -> None:
     _log.error(text)
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {text}", err=True)
+    _to_stderr(f"{_ERROR} {text}")
 
 
 def warn(text: str) -> None:
     _log.warning(text)
-    click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {text}", err=True)
+    _to_stderr(f"{_WARNING} {text}")
 
 
 def tell_findings(notes: Iterable[str], warnings: Iterable[str]) -> None:
@@ -77,3 +99,9 @@ def tell_findings(notes: Iterable[str], warnings: Iterable[str]) -> None:
 def log_exception() -> None:
     """The traceback of the exception at hand: for the log file only."""
     _log.debug("traceback", exc_info=True)
+
+
+def _to_stderr(text: str) -> None:
+    """A run does not die of a terminal that has gone."""
+    with suppress(OSError):
+        click.echo(text, err=True)

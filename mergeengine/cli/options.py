@@ -9,7 +9,6 @@ import click
 from mergeengine.units import parse_size
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
-Decorator = Callable[[CommandT], CommandT]
 
 
 class Size(click.ParamType[int]):
@@ -32,10 +31,7 @@ overrides_option = click.option(
     "overrides",
     metavar="KEY=VALUE",
     multiple=True,
-    help="Replace a value of the plan, e.g. scaling=0.5 (repeatable).",
-)
-output_option = click.option(
-    "--output", type=PATH, help="Where the output goes, instead of the plan's output.path."
+    help="Replace a value of the plan, e.g. scaling=0.5. May be repeated.",
 )
 offline_option = click.option(
     "--offline", is_flag=True, help="Take hub models from the local cache, without a connection."
@@ -45,17 +41,37 @@ format_option = click.option(
     "style",
     type=click.Choice(["text", "json"]),
     default="text",
-    help="How the result is printed on stdout.",
-    show_default=True,
+    help="Of what is printed on stdout.  [default: text]",
 )
-locked_option = click.option(
-    "--locked", is_flag=True, help="Refuse inputs that are not those of the plan's lock."
+
+_RUN_OPTIONS = (
+    click.option(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="cpu, cuda or cuda:N.  [default: the accelerator, if there is one]",
+    ),
+    click.option(
+        "--memory",
+        type=Size(),
+        help="Most memory to use, e.g. 4GiB.  [default: a quarter of the RAM]",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Threads that read, compute and write.  [default: by the processors]",
+    ),
+    click.option("--output", type=PATH, help="Where the output goes, whatever the plan says."),
+    overrides_option,
+    click.option("--force", is_flag=True, help="Replace an output that is not this plan's."),
+    click.option("--locked", is_flag=True, help="Refuse inputs that are not those of the lock."),
+    offline_option,
 )
-memory_option = click.option(
-    "--memory", type=Size(), help="Most memory to use, e.g. 4GiB  [default: a quarter of the RAM]"
-)
-workers_option = click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    help="Threads that read, compute and write  [default: by the processors]",
-)
+
+
+def run_options(function: CommandT) -> CommandT:
+    """All that decides what a run does; ``run`` and ``plan`` share it."""
+    for option in reversed(_RUN_OPTIONS):
+        function = option(function)
+    return function

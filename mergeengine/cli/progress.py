@@ -1,8 +1,9 @@
 """Progress of a job: bars on a terminal, one quiet line per phase elsewhere."""
 
+import shutil
 import sys
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from mergeengine.cli.console import say
 from mergeengine.units import format_size
@@ -17,7 +18,7 @@ class Progress:
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
         self._phase: str | None = None
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[NoReturn] | None = None
 
     def __enter__(self) -> "Progress":
         return self
@@ -48,15 +49,20 @@ class Progress:
         from tqdm import tqdm
 
         tqdm.monitor_interval = 0
-        self._bar = tqdm(
+        # A terminal may not know its width (0): a bar of that width would be empty.
+        width = shutil.get_terminal_size().columns
+        bar: tqdm[NoReturn] = tqdm(
             desc=phase,
             total=total,
-            initial=done,
+            initial=done if phase == "merging" else 0,  # bytes of an earlier run have no rate
             unit="B",
             unit_scale=True,
-            dynamic_ncols=True,
+            dynamic_ncols=width > 0,
+            ncols=None if width else 80,
             file=sys.stderr,
         )
+        bar.update(done - bar.n)
+        self._bar = bar
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,24 +12,22 @@ from mergeengine.cli.progress import Progress
 from mergeengine.errors import OutputError
 from mergeengine.units import format_size
 
+if TYPE_CHECKING:
+    from mergeengine.workflow.prepare import Prepared
+
 
 @click.command("run")
 @options.plan_argument
-@click.option(
-    "--device", default="auto", help="cpu, cuda or cuda:N  [default: the accelerator, if any]"
-)
-@options.memory_option
-@options.workers_option
-@options.output_option
-@options.overrides_option
-@click.option("--force", is_flag=True, help="Replace an output that is not this plan's.")
-@options.locked_option
-@options.offline_option
+@options.run_options
 @click.option("--dry-run", is_flag=True, help="Only show what would be done, as `plan` does.")
-@click.option("--report", type=options.PATH, help="Write seconds, bytes and memory as JSON.")
+@click.option(
+    "--report", type=options.PATH, help="Write seconds, bytes and memory to a file, as JSON."
+)
 @click.option("--log-file", type=options.PATH, help="Append all messages, with times, to a file.")
 @options.format_option
+@click.pass_context
 def command(
+    context: click.Context,
     plan_file: Path,
     device: str,
     memory: int | None,
@@ -44,17 +42,34 @@ def command(
     log_file: Path | None,
     style: str,
 ) -> None:
-    """Make the output that PLAN asks for, and a lock of its inputs beside PLAN.
+    """Make the output that PLAN asks for, and write a lock of its inputs beside PLAN.
 
-    Nothing is done where the output is up to date. A stopped run goes on where it was when the
-    same command is given again. Prints the output's path.
+    Nothing is done where the output is up to date. A run that was stopped, by whatever, goes on
+    where it was when the same command is given again. Prints the output's path.
     """
     from mergeengine.plan import load_plan
+    from mergeengine.workflow.prepare import output_of
     from mergeengine.workflow.run import run
 
+    place = output_of(load_plan(plan_file, overrides), output)
+    for option, file in (("--report", report), ("--log-file", log_file)):
+        if file is not None:
+            _check_outside(option, file, plan_file, place)
     if log_file is not None:
         open_log(log_file)
-    plan = load_plan(plan_file)
+    if dry_run:
+        if report is not None:
+            raise click.ClickException("--report tells of a run: it cannot go with --dry-run")
+        from mergeengine.cli.plan import command as plan_command
+
+        shared = {option.name for option in plan_command.params}
+        given = {key: value for key, value in context.params.items() if key in shared}
+        context.invoke(plan_command, **given)
+        return
+
+    def tell(prepared: "Prepared") -> None:
+        tell_findings(prepared.notes, prepared.warnings)
+
     with Progress() as progress:
         result = run(
             plan_file,
@@ -67,8 +82,8 @@ def command(
             locked=locked,
             offline=offline,
             progress=progress.tell,
+            on_prepared=tell,
         )
-    tell_findings(result.notes, result.warnings)
     document = {**result.report, "notes": list(result.notes), "warnings": list(result.warnings)}
     if report is not None:
         _write_report(report, document)
@@ -83,12 +98,28 @@ def _summary(report: Mapping[str, Any]) -> str:
     if not report["made"]:
         return "up to date: the plan and its inputs are those that made it"
     tensors = ", ".join(f"{count} {kind}" for kind, count in report["tensors"].items())
-    done = report["bytes"]
-    rate = report["gigabytes_per_second"]
+    size, rate = report["bytes"], report["gigabytes_per_second"]
     return (
-        f"done in {report['seconds']['total']:.3g} s: {tensors}; {format_size(done['read'])} read, "
-        f"{format_size(done['written'])} written" + (f", {rate:.2g} GB/s" if rate else "")
+        f"done in {report['seconds']['total']:.3g} s on {report['device']}: {tensors}; "
+        f"{format_size(size['read'])} read, {format_size(size['written'])} written"
+        + (f", {rate:.2g} GB/s" if rate else "")
     )
+
+
+def _check_outside(option: str, file: Path, plan_file: Path, output: Path) -> None:
+    """Reports and logs must not change an output, nor stand where the plan stands."""
+    place = file.resolve()
+    problem = None
+    if place.is_relative_to(output.resolve()):
+        problem = "this is inside the output; write it elsewhere"
+    elif place == plan_file.resolve():
+        problem = "this is the plan; write it elsewhere"
+    elif place.is_dir():
+        problem = "this is a folder; give the name of a file"
+    elif not place.parent.is_dir():
+        problem = f"there is no folder {place.parent}"
+    if problem is not None:
+        raise click.ClickException(f"{option} {file}: {problem}")
 
 
 def _write_report(path: Path, document: Mapping[str, Any]) -> None:

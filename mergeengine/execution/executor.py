@@ -2,9 +2,10 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
-from threading import Condition, Thread
+from threading import Condition
 from typing import Protocol
 
 import torch
@@ -208,22 +209,14 @@ def execute(
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
         files = reader or stack.enter_context(Reader())
-        workers = [
-            Thread(
-                target=_worker, args=(schedule, work, sink, device, files, progress), daemon=True
-            )
-            for _ in range(schedule.workers)
-        ]
-        for worker in workers:
-            worker.start()
-        try:
-            for worker in workers:
-                while worker.is_alive():
-                    worker.join(timeout=0.2)
-        except KeyboardInterrupt:
-            work.fail(Interrupted("stopped; run the same command again to go on from here"))
-            for worker in workers:
-                worker.join()
+        # Leaving the pool waits for every worker: none still writes when its files are closed.
+        with ThreadPoolExecutor(schedule.workers) as pool:
+            arguments = (schedule, work, sink, device, files, progress)
+            workers = [pool.submit(_worker, *arguments) for _ in range(schedule.workers)]
+            try:
+                wait(workers)
+            except KeyboardInterrupt:
+                work.fail(Interrupted("stopped; run the same command again to go on from here"))
     if work.error is not None:
         raise work.error
 

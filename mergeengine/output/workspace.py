@@ -11,7 +11,6 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from types import TracebackType
 
 from mergeengine.errors import OutputBusyError, OutputError
 
@@ -46,12 +45,7 @@ class Workspace:
             raise output_error(self.path, error) from error
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._release()
 
     def start_over(self) -> None:
@@ -80,7 +74,7 @@ class Workspace:
                 shutil.rmtree(part)
             else:
                 part.unlink(missing_ok=True)
-        shutil.rmtree(self.path, ignore_errors=sys.platform == "win32")
+        shutil.rmtree(self.path, ignore_errors=True)  # another run may be opening a lock there
 
     def _recover(self) -> None:
         """Put an output back that was set aside by a run that died before its rename."""

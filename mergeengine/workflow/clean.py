@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergeengine.errors import OutputBusyError, OutputError
+from mergeengine.errors import OutputBusyError
 from mergeengine.output.workspace import Workspace, output_error, workspace_path
 from mergeengine.plan.load import load_plan
 
@@ -61,16 +61,13 @@ def _outputs(path: Path) -> Iterator[Path]:
     if own is not None:
         yield own
         return
-    beside = workspace_path(path)
-    if _output_of(beside) is not None:
+    if _output_of(workspace_path(path)) is not None:
         yield path
     if path.is_dir():
         for folder, names, _ in os.walk(path):
             found = {name: _output_of(Path(folder, name)) for name in names}
             yield from (output for output in found.values() if output is not None)
             names[:] = [name for name in names if found[name] is None]
-    elif not beside.is_dir():
-        raise OutputError(f"{path}: there is no such file or folder, and no partial output of it")
 
 
 def _output_of(path: Path) -> Path | None:

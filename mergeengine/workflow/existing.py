@@ -1,12 +1,12 @@
 """What lies at the output's place already: up to date, ours to replace, or somebody's work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mergeengine.checkpoints.checkpoint import open_checkpoint
+from mergeengine.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mergeengine.errors import MergeEngineError, OutputError, VerificationError
 from mergeengine.lazy.partition import CHUNK, chunk_count
 from mergeengine.lazy.stored import Stored
@@ -63,6 +63,16 @@ def may_replace(output: Path, existing: Existing, progress: Callable[[int], None
     )
 
 
+def check_apart(output: Path, inputs: Iterable[Checkpoint]) -> None:
+    """OutputError where an input lies in the output's folder: replacing it would delete it."""
+    place = output.resolve()
+    for model in inputs:
+        if any(file.path.resolve().is_relative_to(place) for file in model.files):
+            raise OutputError(
+                f"{output}: the input {model} lies there; choose a folder of its own for the output"
+            )
+
+
 def verify(output: Path, progress: Callable[[int], None] | None = None) -> list[str]:
     """Every difference between an output and its manifest, one sentence each; all bytes are read.
 
@@ -87,6 +97,8 @@ def verify(output: Path, progress: Callable[[int], None] | None = None) -> list[
                 differences.append(f"the values of {tensor.name} differ from the manifest")
             if progress is not None:
                 progress(tensor.nbytes)
+    if not differences and checkpoint.fingerprint() != manifest.fingerprint:
+        differences.append("a header of its weights was changed")
     return differences
 
 
@@ -126,7 +138,8 @@ def _companion_differences(output: Path, manifest: Manifest) -> list[str]:
         elif file_digest(path) != digest:
             differences.append(f"{name} was changed")
     known = {MANIFEST, *manifest.weights, *manifest.companions}
-    there = (path.relative_to(output) for path in sorted(output.rglob("*")) if path.is_file())
+    paths = (path for path in sorted(output.rglob("*")) if path.is_symlink() or not path.is_dir())
+    there = (path.relative_to(output) for path in paths)
     differences.extend(f"{path} was added" for path in there if path.as_posix() not in known)
     return differences
 

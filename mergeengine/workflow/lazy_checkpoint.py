@@ -26,6 +26,7 @@ from mergeengine.output.manifest import Model, digest_of
 from mergeengine.plan.plan import DEFAULT_SHARD_SIZE, Plan
 from mergeengine.values.decisions import number_text
 from mergeengine.values.references import ModelReference
+from mergeengine.workflow.existing import check_apart
 from mergeengine.workflow.measure import Meter
 from mergeengine.workflow.prepare import RESULT_VERSION, bind_models, resolve
 from mergeengine.workflow.produce import Job, Progress, produce
@@ -176,6 +177,7 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
         """
         output = Path(path).absolute()
         settings = Settings(device=device, memory=memory, workers=workers)
+        check_apart(output, self.inputs)
         donor = tokenizer.origin if tokenizer is not None else self.origin
         with Meter() as meter:
             graph = self._graph()

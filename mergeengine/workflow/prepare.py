@@ -5,13 +5,14 @@ from pathlib import Path
 
 from mergeengine.compiler.binding import Binding, bind
 from mergeengine.compiler.schedule import Schedule, schedule
-from mergeengine.errors import PlanError, VerificationError
+from mergeengine.errors import OutputError, PlanError, VerificationError
 from mergeengine.output.companions import CompanionSet
 from mergeengine.output.layout import Layout, lay_out
 from mergeengine.output.lock import PlanLock, lock_path, read_lock
 from mergeengine.output.manifest import digest_of
 from mergeengine.plan.plan import Plan
 from mergeengine.workflow.accompany import CARD, accompany
+from mergeengine.workflow.existing import check_apart
 from mergeengine.workflow.models import Models, open_models
 from mergeengine.workflow.settings import Settings
 
@@ -64,6 +65,9 @@ def prepare(
     settings = settings or Settings()
     path = output_of(plan, output)
     models, pins = resolve(plan, settings, locked=locked)
+    if plan.file.resolve().is_relative_to(path.resolve()):
+        raise OutputError(f"{path}: the plan lies there; choose a folder of its own")
+    check_apart(path, models.merged())
     bound = bind_models(plan, models)
     companions = accompany(plan, models, bound.binding)
     described = [(t.output.name, t.output.dtype, t.output.shape) for t in bound.binding.tensors]

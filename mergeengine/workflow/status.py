@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from mergeengine.errors import ResourceError
 from mergeengine.output.journal import read_claims, read_key
+from mergeengine.output.manifest import Model
 from mergeengine.output.workspace import workspace_path
 from mergeengine.plan.plan import Plan
 from mergeengine.workflow.existing import Existing, look
@@ -30,6 +31,7 @@ class Status:
     """
 
     prepared: Prepared
+    models: tuple[Model, ...]
     existing: Existing
     decision: Decision
     reason: str
@@ -37,6 +39,7 @@ class Status:
     unfinished: float
     download_bytes: int
     free_bytes: int
+    allowed_bytes: int
 
     def document(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -52,8 +55,8 @@ class Status:
             "shortages": list(self.shortages),
             "identity": prepared.identity,
             "models": [
-                {"role": role.role, "reference": role.reference, "content": role.content}
-                for role in prepared.roles()
+                {"role": model.role, "reference": model.reference, "content": model.content}
+                for model in self.models
             ],
             "tensors": prepared.binding.counts(),
             "shards": len(prepared.layout.shards),
@@ -63,7 +66,10 @@ class Status:
                 "download": self.download_bytes,
                 "free_disk": self.free_bytes,
             },
-            "memory": {"projected_bytes": schedule.projected_bytes},
+            "memory": {
+                "projected_bytes": schedule.projected_bytes,
+                "allowed_bytes": self.allowed_bytes,
+            },
             "workers": schedule.workers,
             "block_chunks": schedule.block_chunks,
             "notes": list(prepared.notes),
@@ -87,7 +93,7 @@ def foresee(
     except ResourceError as error:
         shortages.append(str(error))
         smallest = replace(settings, memory=_UNBOUNDED, workers=1)
-        prepared = prepare(plan, smallest, output=output, locked=locked)
+        prepared = prepare(plan, smallest, output=output, locked=locked, block_chunks=1)
     job = job_of(prepared)
     existing = look(job.output, job.name, job.identity)
     decision, reason = _decide(existing, force)
@@ -95,6 +101,7 @@ def foresee(
         shortages.extend(filter(None, (_device_missing(settings.device), disk_shortage(job))))
     return Status(
         prepared=prepared,
+        models=job.models,
         existing=existing,
         decision=decision,
         reason=reason,
@@ -102,6 +109,7 @@ def foresee(
         unfinished=_unfinished(job) if decision != "nothing" else 0.0,
         download_bytes=sum(file.size for _, file in job.missing()),
         free_bytes=_free(job.output),
+        allowed_bytes=settings.memory_budget,
     )
 
 

@@ -120,3 +120,9 @@ def test_a_plan_as_a_lazy_checkpoint(models: list[LazyCheckpoint], tmp_path: Pat
     saved = load_file(tmp_path / "out" / "model.safetensors")
     for name, value in lazy.tensors():
         assert torch.equal(saved[name], value)
+
+
+def test_an_input_is_never_replaced(models: list[LazyCheckpoint], tmp_path: Path) -> None:
+    with pytest.raises(mergeengine.OutputError, match="lies there"):
+        (models[0] * 2.0).save(tmp_path / "target", force=True)
+    assert (tmp_path / "target" / "model.safetensors").exists()

@@ -1,0 +1,175 @@
+"""Why each output tensor is what it is: its formula, and the plan's line behind each number."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mergeengine.compiler.binding import Binding, BoundTensor, Delta
+from mergeengine.plan.plan import Plan
+from mergeengine.values.decisions import Decision
+from mergeengine.values.selectors import Selector, layer_of
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """One number of a coefficient, in the plan's words, and where they stand (None: a default)."""
+
+    value: float
+    text: str
+    at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One delta's part; ``base`` and ``ft`` are the names of the tensors it is the difference of.
+
+    A coefficient of 0 leaves the delta out: it is not read.
+    """
+
+    source: str
+    coefficient: float
+    factors: tuple[Factor, ...]
+    base: str
+    ft: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One output tensor. ``reasons`` are sentences about what the formula does not show."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    kind: str
+    formula: str
+    reasons: tuple[str, ...]
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tensors that are made in the same way; layers that differ in nothing else share a label."""
+
+    labels: tuple[tuple[str, str], ...]
+    example: Explanation
+
+
+def explain(plan: Plan, binding: Binding, glob: str | None = None) -> tuple[Explanation, ...]:
+    """Every output tensor, or those whose whole name fits ``glob``."""
+    chosen = Selector(match=None if glob is None else (glob,))
+    return tuple(
+        _explanation(plan, tensor)
+        for tensor in binding.tensors
+        if chosen.matches(tensor.output.name)
+    )
+
+
+def group(explanations: tuple[Explanation, ...]) -> tuple[Group, ...]:
+    """Put together what is made alike, in order of first appearance."""
+    alike: dict[object, list[Explanation]] = {}
+    for each in explanations:
+        alike.setdefault((each.formula, each.reasons, _unnamed(each)), []).append(each)
+    return tuple(Group(tuple(_labels(members)), members[0]) for members in alike.values())
+
+
+def describe(tensor: Explanation) -> str:
+    """``bfloat16 [512, 256]``"""
+    return f"{tensor.dtype} {list(tensor.shape)}"
+
+
+def _explanation(plan: Plan, tensor: BoundTensor) -> Explanation:
+    several = len(plan.sources) > 1
+    terms = tuple(_term(delta) for delta in tensor.deltas)
+    origin = "source_ft" if tensor.kind == "copied" else "target"
+    formula = origin + "".join(_text(term, several) for term in terms if term.coefficient)
+    return Explanation(
+        name=tensor.output.name,
+        dtype=tensor.output.dtype.name,
+        shape=tensor.output.shape,
+        kind=tensor.kind,
+        formula=formula,
+        reasons=tuple(_reasons(plan, tensor)),
+        terms=terms,
+    )
+
+
+def _term(delta: Delta) -> Term:
+    decisions = [delta.scaling, *(d for d in (delta.plan_mask, delta.source_mask) if d.position)]
+    return Term(
+        source=delta.source.name,
+        coefficient=delta.coefficient,
+        factors=tuple(_factor(decision) for decision in decisions),
+        base=delta.base.name,
+        ft=delta.ft.name,
+    )
+
+
+def _factor(decision: Decision) -> Factor:
+    at = None if decision.position is None else str(decision.position)
+    text = "scaling: 1, the default" if at is None else decision.text
+    return Factor(decision.value, text, at)
+
+
+def _text(term: Term, several: bool) -> str:
+    sign = "−" if term.coefficient < 0 else "+"
+    of = f"{term.source}: " if several else ""
+    return f" {sign} {abs(term.coefficient):.6g} · ({of}source_ft − source_base)"
+
+
+def _reasons(plan: Plan, tensor: BoundTensor) -> Iterator[str]:
+    match tensor.kind:
+        case "frozen":
+            yield "frozen: the scale of every delta is 0, and none is read"
+        case "not float":
+            yield "numbers that are not floating point are the target's"
+        case "missing":
+            yield f"there is no delta for it, and `on_missing: {plan.on_missing}`"
+        case "mismatch":
+            yield f"the delta has another shape or kind, and `on_mismatch: {plan.on_mismatch}`"
+        case "copied":
+            yield f"only {tensor.origin.source} has it, and `on_extra: {plan.on_extra}`"
+        case "merged":
+            pass
+    rule = plan.output.dtype.rule_at(tensor.output.name) if tensor.origin.dtype.is_float else None
+    if rule is not None and rule.dtype != tensor.origin.dtype:
+        at = "the plan" if rule.position is None else str(rule.position)
+        yield f"{tensor.origin.dtype} there; written as {rule.dtype}: {rule.text} ({at})"
+    for delta in tensor.deltas:
+        for stored in (delta.base, delta.ft):
+            if stored.name != tensor.output.name and delta.coefficient:
+                yield f"tied in {stored.source}: {stored.name} is read"
+
+
+def _unnamed(each: Explanation) -> object:
+    return tuple((term.source, term.coefficient, term.factors) for term in each.terms)
+
+
+def _labels(members: list[Explanation]) -> Iterator[tuple[str, str]]:
+    """Name and description; ``layers.{2-5,7}.`` for layers that are alike in all else."""
+    layers: dict[tuple[str, str], list[int]] = {}
+    for each in members:
+        layer = layer_of(each.name)
+        key = (_template(each.name, layer), describe(each))
+        layers.setdefault(key, []).extend([] if layer is None else [layer])
+    for (template, described), numbers in layers.items():
+        spans = ",".join(_spans(sorted(numbers)))
+        braces = f"{{{spans}}}" if len(numbers) > 1 else spans
+        yield template.replace("\0", braces), described
+
+
+def _template(name: str, layer: int | None) -> str:
+    """The name with NUL in the place of its layer."""
+    if layer is None:
+        return name
+    parts = name.split(".")
+    place = next(n for n, part in enumerate(parts) if part.isdecimal() and int(part) == layer)
+    return ".".join([*parts[:place], "\0", *parts[place + 1 :]])
+
+
+def _spans(numbers: list[int]) -> Iterator[str]:
+    """``[2, 3, 4, 7]`` as ``2-4``, ``7``."""
+    start = 0
+    for end in range(1, len(numbers) + 1):
+        if end == len(numbers) or numbers[end] != numbers[end - 1] + 1:
+            first, last = numbers[start], numbers[end - 1]
+            yield str(first) if first == last else f"{first}-{last}"
+            start = end

@@ -1,0 +1,72 @@
+"""What a checkpoint is, as its config and headers say it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mergeengine.checkpoints.checkpoint import Checkpoint
+from mergeengine.checkpoints.config import contradictions, quantized
+from mergeengine.lazy.stored import Stored
+
+
+@dataclass(frozen=True, slots=True)
+class DtypeShare:
+    """The tensors of one element type."""
+
+    dtype: str
+    tensors: int
+    elements: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A model in a few lines. ``parameters`` counts the elements of floating-point tensors."""
+
+    reference: str
+    revision: str | None
+    architectures: tuple[str, ...]
+    model_type: str | None
+    parameters: int
+    bytes: int
+    tensor_count: int
+    dtypes: tuple[DtypeShare, ...]
+    files: tuple[tuple[str, int], ...]
+    companions: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def summarise(checkpoint: Checkpoint) -> Summary:
+    """Count what the headers list; nothing is read or fetched."""
+    config = checkpoint.config or {}
+    named = config.get("architectures")
+    kind = config.get("model_type")
+    tensors = checkpoint.tensors.values()
+    problem = quantized(checkpoint.config)
+    return Summary(
+        reference=str(checkpoint),
+        revision=checkpoint.revision,
+        architectures=tuple(map(str, named)) if isinstance(named, list) else (),
+        model_type=kind if isinstance(kind, str) else None,
+        parameters=sum(tensor.numel for tensor in tensors if tensor.dtype.is_float),
+        bytes=sum(tensor.nbytes for tensor in tensors),
+        tensor_count=len(tensors),
+        dtypes=_shares(tensors),
+        files=tuple((file.path.name, file.size) for file in checkpoint.files),
+        companions=checkpoint.companions(),
+        warnings=(
+            *([problem] if problem else []),
+            *contradictions(checkpoint.config, checkpoint.tensors),
+        ),
+    )
+
+
+def _shares(tensors: Iterable[Stored]) -> tuple[DtypeShare, ...]:
+    """Element types, the one with the most bytes first."""
+    by_dtype: dict[str, list[Stored]] = {}
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype.name, []).append(tensor)
+    shares = [
+        DtypeShare(name, len(of), sum(t.numel for t in of), sum(t.nbytes for t in of))
+        for name, of in by_dtype.items()
+    ]
+    return tuple(sorted(shares, key=lambda share: -share.bytes))

@@ -1,0 +1,74 @@
+"""``mergeengine explain``."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mergeengine.cli import options
+from mergeengine.cli.console import emit, emit_json
+
+if TYPE_CHECKING:
+    from mergeengine.analysis.explain import Explanation, Term
+
+
+@click.command("explain")
+@options.plan_argument
+@click.argument("glob", required=False)
+@options.overrides_option
+@options.offline_option
+@options.format_option
+def command(
+    plan_file: Path, glob: str | None, overrides: tuple[str, ...], offline: bool, style: str
+) -> None:
+    """Show for each output tensor its formula, and the plan line that decided each number.
+
+    Tensors that are made alike are shown together. With GLOB (e.g. "*.mlp.*", in quotes) each
+    tensor whose name fits is shown by itself. Only the headers of the models are read.
+    """
+    from mergeengine.analysis.explain import describe, explain, group
+    from mergeengine.plan import load_plan
+    from mergeengine.workflow.prepare import bind_models, resolve
+    from mergeengine.workflow.settings import Settings
+
+    plan = load_plan(plan_file, overrides)
+    models, _ = resolve(plan, Settings(offline=offline))
+    binding = bind_models(plan, models).binding
+    explained = explain(plan, binding, glob)
+    if not explained:
+        raise click.ClickException(
+            f"no tensor of the output fits {glob!r}; the first is called "
+            f"{binding.tensors[0].output.name}"
+        )
+    if style == "json":
+        emit_json([asdict(each) for each in explained])
+        return
+    if glob is None:
+        shown = [(each.labels, each.example) for each in group(explained)]
+    else:
+        shown = [(((each.name, describe(each)),), each) for each in explained]
+    emit("\n\n".join("\n".join(_paragraph(labels, each)) for labels, each in shown))
+
+
+def _paragraph(labels: tuple[tuple[str, str], ...], each: "Explanation") -> Iterator[str]:
+    width = max(len(name) for name, _ in labels)
+    for name, described in labels:
+        yield f"{name:<{width}}  {described}"
+    yield f"  = {each.formula}"
+    for reason in each.reasons:
+        yield f"    {reason}"
+    rows = [row for term in each.terms for row in _rows(term, len(each.terms) > 1)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        yield f"    {'  '.join(cells)}".rstrip()
+
+
+def _rows(term: "Term", named: bool) -> Iterator[tuple[str, str, str]]:
+    """Each number that makes a coefficient, what the plan says there, and where."""
+    name = f"{term.source}: " if named else ""
+    for number, factor in enumerate(term.factors):
+        before = " " * len(name) + "× " if number else name
+        yield f"{before}{factor.value:.6g}", factor.text, factor.at or ""

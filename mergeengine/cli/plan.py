@@ -1,0 +1,92 @@
+"""``mergeengine plan``, which is also ``run --dry-run``."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mergeengine.cli import options
+from mergeengine.cli.console import emit_json, emit_table, tell_findings
+from mergeengine.units import format_binary_size, format_size
+
+if TYPE_CHECKING:
+    from mergeengine.workflow.status import Status
+
+_DECISIONS = {
+    "nothing": "up to date",
+    "make": "would be made",
+    "replace": "would be replaced",
+    "refuse": "would be refused",
+}
+
+
+@click.command("plan")
+@options.plan_argument
+@options.run_options
+@options.format_option
+def command(
+    plan_file: Path,
+    device: str,
+    memory: int | None,
+    workers: int | None,
+    output: Path | None,
+    overrides: tuple[str, ...],
+    force: bool,
+    locked: bool,
+    offline: bool,
+    style: str,
+) -> None:
+    """Show what `run` with these options would do, from the headers of the models alone.
+
+    What does not fit this machine is told and is no error here.
+    """
+    from mergeengine.plan import load_plan
+    from mergeengine.workflow.settings import Settings
+    from mergeengine.workflow.status import foresee
+
+    status = foresee(
+        load_plan(plan_file, overrides),
+        Settings(device=device, memory=memory, workers=workers, offline=offline),
+        output=output,
+        locked=locked,
+        force=force,
+    )
+    tell_findings(status.prepared.notes, status.prepared.warnings)
+    if style == "json":
+        emit_json(status.document())
+    else:
+        emit_table(_lines(plan_file, status))
+
+
+def _lines(plan_file: Path, status: "Status") -> Iterator[tuple[str, str]]:
+    prepared = status.prepared
+    schedule = prepared.schedule
+    counts = prepared.binding.counts()
+    shards = len(prepared.layout.shards)
+    yield "plan", f"{prepared.plan.name} ({plan_file})"
+    for model in status.models:
+        yield model.role, model.reference
+    yield "output", str(prepared.output)
+    yield "", f"{_DECISIONS[status.decision]}: {status.reason}"
+    if status.unfinished:
+        yield "", f"a stopped run left {status.unfinished:.0%} of it: a run goes on from there"
+    yield (
+        "tensors",
+        f"{sum(counts.values())}: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()),
+    )
+    yield "read", format_size(schedule.read_bytes)
+    yield (
+        "write",
+        f"{format_size(schedule.write_bytes)} in {shards} file{'s' if shards > 1 else ''}",
+    )
+    yield "download", format_size(status.download_bytes) if status.download_bytes else "nothing"
+    yield "free disk", format_size(status.free_bytes)
+    yield (
+        "memory",
+        f"{format_binary_size(schedule.projected_bytes)} projected, "
+        f"{format_binary_size(status.allowed_bytes)} allowed",
+    )
+    yield "workers", str(schedule.workers)
+    for shortage in status.shortages:
+        yield "does not fit", shortage

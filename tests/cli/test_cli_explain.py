@@ -1,0 +1,110 @@
+WHOLE = """\
+model.steps  int64 [1]
+  = target
+    numbers that are not floating point are the target's
+
+model.embed_tokens.weight                   bfloat16 [8, 4]
+model.layers.{1-2}.self_attn.q_proj.weight  bfloat16 [4, 4]
+model.norm.weight                           bfloat16 [4]
+  = target + 0.7 · (source_ft − source_base)
+    0.7  scaling: 0.7  plan.yaml:6:10
+
+model.layers.0.mlp.up_proj.weight       bfloat16 [6, 4]
+model.layers.0.self_attn.q_proj.weight  bfloat16 [4, 4]
+  = target
+    frozen: the scale of every delta is 0, and none is read
+    0.7  scaling: 0.7         plan.yaml:6:10
+    × 0  layers: 0, scale: 0  plan.yaml:8:5
+
+model.layers.{1-2}.mlp.up_proj.weight  bfloat16 [6, 4]
+  = target + 0.35 · (source_ft − source_base)
+    0.7    scaling: 0.7                  plan.yaml:6:10
+    × 0.5  match: "*.mlp.*", scale: 0.5  plan.yaml:9:5
+"""
+
+ONE = """\
+model.layers.2.mlp.up_proj.weight  bfloat16 [6, 4]
+  = target − 0.1 · (source_ft − source_base)
+    -0.2   scaling: -0.2                 --set scaling=-0.2
+    × 0.5  match: "*.mlp.*", scale: 0.5  plan.yaml:9:5
+"""
+
+
+def test_whole(here, command):
+    ended = command("explain", "plan.yaml")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == WHOLE
+
+
+def test_glob_and_set(here, command):
+    ended = command("explain", "plan.yaml", "*.2.mlp.*", "--set", "scaling=-0.2")
+    assert ended.out == ONE
+
+
+def test_without_an_output_path(here, command):
+    text = (here / "plan.yaml").read_text().replace("output:\n  path: out\n", "")
+    (here / "plan.yaml").write_text(text)
+    assert command("explain", "plan.yaml").out == WHOLE
+
+
+def test_json(here, command):
+    documents = command("explain", "plan.yaml", "--format", "json").json
+    assert len(documents) == 9
+    up = next(d for d in documents if d["name"] == "model.layers.1.mlp.up_proj.weight")
+    assert up == {
+        "name": "model.layers.1.mlp.up_proj.weight",
+        "dtype": "bfloat16",
+        "shape": [6, 4],
+        "kind": "merged",
+        "formula": "target + 0.35 · (source_ft − source_base)",
+        "reasons": [],
+        "terms": [
+            {
+                "source": "source1",
+                "coefficient": 0.35,
+                "factors": [
+                    {"value": 0.7, "text": "scaling: 0.7", "at": "plan.yaml:6:10"},
+                    {
+                        "value": 0.5,
+                        "text": 'match: "*.mlp.*", scale: 0.5',
+                        "at": "plan.yaml:9:5",
+                    },
+                ],
+                "base": "model.layers.1.mlp.up_proj.weight",
+                "ft": "model.layers.1.mlp.up_proj.weight",
+            }
+        ],
+    }
+
+
+def test_a_glob_that_fits_nothing(here, command):
+    ended = command("explain", "plan.yaml", "*.mpl.*")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == (
+        "error: no tensor of the output fits '*.mpl.*'; the first is called model.steps\n"
+    )
+
+
+SEVERAL = """\
+version: 1
+name: several
+target: ./target
+sources:
+  - {name: math, source_base: ./base, source_ft: ./ft, scaling: 0.5}
+  - {name: code, source_base: ./base, source_ft: ./ft, masks: [{match: "*norm*", scale: 0}]}
+output:
+  dtype: [{match: "*norm*", dtype: float32}]
+"""
+
+
+def test_several_sources_and_a_dtype_rule(here, command):
+    (here / "plan.yaml").write_text(SEVERAL)
+    assert command("explain", "plan.yaml", "*norm*").out == (
+        "model.norm.weight  float32 [4]\n"
+        "  = target + 0.5 · (math: source_ft − source_base)\n"
+        '    bfloat16 there; written as float32: match: "*norm*", dtype: float32 '
+        "(plan.yaml:8:11)\n"
+        "    math: 0.5  scaling: 0.5               plan.yaml:5:65\n"
+        "    code: 1    scaling: 1, the default\n"
+        '          × 0  match: "*norm*", scale: 0  plan.yaml:6:64\n'
+    )

@@ -1,0 +1,69 @@
+import json
+
+import pytest
+
+TEXT = """\
+model         ./target
+architecture  LlamaForCausalLM (llama)
+parameters    156 (156)
+tensors       9, 320 B
+              bfloat16: 8, 312 B
+              int64: 1, 8 B
+weights       model.safetensors  SIZE
+other files   config.json
+"""
+
+
+@pytest.mark.parametrize("reference", ["target", "./target"])
+def test_text(here, command, reference):
+    ended = command("inspect", reference)
+    size = (here / "target/model.safetensors").stat().st_size
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == TEXT.replace("SIZE", f"{size / 1000:.3g} KB" if size > 999 else f"{size} B")
+
+
+def test_every_tensor(here, command):
+    out = command("inspect", "target", "--tensors").out
+    assert "model.layers.2.self_attn.q_proj.weight  bfloat16  [4, 4]\n" in out
+    assert "model.steps                             int64     [1]\n" in out
+
+
+def test_json(here, command):
+    document = command("inspect", "target", "--format", "json").json
+    assert set(document) == {
+        "reference", "revision", "architectures", "model_type", "parameters", "bytes",
+        "tensor_count", "dtypes", "files", "companions", "warnings",
+    }  # fmt: skip
+    assert document["files"][0]["name"] == "model.safetensors"
+    listed = command("inspect", "target", "--tensors", "--format", "json").json["tensors"]
+    assert len(listed) == document["tensor_count"] == 9
+    assert set(listed[0]) == {"name", "dtype", "shape", "bytes", "file"}
+
+
+def test_a_single_file(here, command):
+    ended = command("inspect", "target/model.safetensors")
+    assert ended.code == 0
+    assert "architecture" not in ended.out
+
+
+def test_a_config_that_contradicts_its_tensors(here, command):
+    config = json.loads((here / "target/config.json").read_text())
+    (here / "target/config.json").write_text(json.dumps({**config, "vocab_size": 9}))
+    assert "warning: config.json says vocab_size 9" in command("inspect", "target").err
+
+
+@pytest.mark.parametrize(
+    ("reference", "code", "text"),
+    [
+        ("./nowhere", 3, "there is no folder or file"),
+        ("nowhere", 3, "local cache"),
+        (".", 3, "has no weights"),
+        ("a b", 3, "is not a model reference"),
+        ("C:\\models", 3, "a local path begins with"),
+        ("plan.yaml", 3, "a single file must be a .safetensors file"),
+    ],
+)
+def test_what_is_no_model(here, command, reference, code, text):
+    ended = command("inspect", reference, "--offline")
+    assert (ended.code, ended.out) == (code, "")
+    assert text in ended.err

@@ -49,10 +49,11 @@ class Checkpoint:
         return self._store.companion(name) if self._store is not None else None
 
     def missing_files(self, files: Iterable[StoredFile]) -> tuple[StoredFile, ...]:
-        """Those of `files` that are still to be downloaded; their sizes are the bytes."""
+        """Those of `files` that are this model's and still to be downloaded, `size` bytes each."""
         if not isinstance(self._store, HubModel):
             return ()
-        return tuple(file for file in files if not file.path.exists())
+        own = set(self.files)
+        return tuple(file for file in files if file in own and not file.path.exists())
 
     def fetch(self, files: Iterable[StoredFile]) -> None:
         """Download those of `files` that are not on this machine; local models have them all."""
@@ -114,6 +115,10 @@ def open_checkpoint(
 
 
 _NONE = Weights(())
+_OFFLINE = (
+    "they are not in the local cache, and the hub is not reachable or offline mode is on: run once "
+    "with a connection, or download the whole model"
+)
 
 
 def _open_folder(reference: ModelReference, path: Path, *, with_weights: bool) -> Checkpoint:
@@ -152,7 +157,8 @@ def _open_hub(
 ) -> Checkpoint:
     model = HubModel.resolve(reference, pinned=pinned, offline=offline)
     names = model.names()
-    weights = find_weights(model.label, names, model.read) if with_weights else _NONE
+    way_out = _OFFLINE if model.offline else "the repository is incomplete"
+    weights = find_weights(model.label, names, model.read, way_out) if with_weights else _NONE
 
     def part(name: str) -> tuple[str, _Part]:
         file = model.stored_file(name)

@@ -28,7 +28,12 @@ class Weights:
     weight_map: Mapping[str, str] | None = None
 
 
-def find_weights(label: str, names: Collection[str], read: Callable[[str], bytes]) -> Weights:
+def find_weights(
+    label: str,
+    names: Collection[str],
+    read: Callable[[str], bytes],
+    way_out: str = "copy or download them again",
+) -> Weights:
     """The weights of a model that has the files `names`: what its canonical names say, no more.
 
     `model.safetensors` comes before an index, as transformers has it: a folder saved into twice
@@ -44,7 +49,7 @@ def find_weights(label: str, names: Collection[str], read: Callable[[str], bytes
     if missing:
         raise CheckpointError(
             f"{label}: {len(missing)} of the {len(files)} files that {INDEX} names are missing: "
-            f"{listing(missing, limit=len(missing))}; copy or download them again"
+            f"{listing(missing, limit=len(missing))}; {way_out}"
         )
     return Weights(files, weight_map)
 

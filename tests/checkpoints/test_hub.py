@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,23 +37,10 @@ def files(fill: int = 0) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
-    """A hub with one model of two commits, and a cache of the test's own."""
-    server = StandInHub()
-    server.models[REPO] = {COMMIT: files(), OTHER: files(fill=1)}
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        server.url + "/{repo_id}/resolve/{revision}/{filename}",
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(hub_module, "_RETRY_AFTER", (0.0, 0.0))
-    monkeypatch.chdir(tmp_path)
-    yield server
-    server.stop()
+def hub(empty_hub: StandInHub) -> StandInHub:
+    """A hub with one model of two commits."""
+    empty_hub.models[REPO] = {COMMIT: files(), OTHER: files(fill=1)}
+    return empty_hub
 
 
 def refused(reference: str | ModelReference = REPO, **options: object) -> str:

@@ -1,0 +1,30 @@
+"""What tests of several floors share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_stand_in import StandInHub
+
+
+@pytest.fixture
+def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
+    """A hub without models, a cache of the test's own, and a working directory of its own."""
+    from huggingface_hub import constants
+
+    from mergeengine.checkpoints import hub as hub_module
+
+    server = StandInHub()
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        server.url + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(hub_module, "_RETRY_AFTER", (0.0, 0.0))
+    monkeypatch.chdir(tmp_path)
+    yield server
+    server.stop()

@@ -62,12 +62,11 @@ class Checkpoint:
                 self._store.fetch(file)
 
     def identity(self) -> tuple[tuple[str, int, int, int], ...]:
-        """Path, size, mtime and inode of each file of weights: differs when an input is replaced.
+        """Path, size, mtime and inode of each file of weights, as its header was read.
 
-        A hub file that is not fetched yet has zeros for mtime and inode: take the identity after
-        `fetch` where it is to be compared.
+        Differs when an input is replaced. A hub file that is not fetched yet has zeros.
         """
-        return tuple(_file_identity(file) for file in self.files)
+        return tuple((str(f.path), f.size, *(f.state or (0, 0))) for f in self.files)
 
     def fingerprint(self) -> str:
         """What this checkpoint contains, cheaply and without facts of this machine.
@@ -163,7 +162,7 @@ def _open_hub(
     def part(name: str) -> tuple[str, _Part]:
         file = model.stored_file(name)
         if file.path.exists():
-            return name, _local_header(file, reference.text)
+            return name, _local_header(_stored_file(file.path), reference.text)
         label = f"{model.label}: {name}"
         text = read_header(model.reader(name), file.size, label)
         return name, (file, parse_header(text, file, reference.text, label))
@@ -237,18 +236,12 @@ def _index_differs(label: str, weight_map: Mapping[str, str], place: Mapping[str
 
 
 def _stored_file(path: Path) -> StoredFile:
+    """A local file as it is now, before its header is read: what is read later must be this."""
     try:
-        return StoredFile(path, path.stat().st_size)
+        status = path.stat()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _file_identity(file: StoredFile) -> tuple[str, int, int, int]:
-    try:
-        status = file.path.stat()
-    except OSError:
-        return str(file.path), file.size, 0, 0
-    return str(file.path), status.st_size, status.st_mtime_ns, status.st_ino
+    return StoredFile(path, status.st_size, (status.st_mtime_ns, status.st_ino))
 
 
 def _as_reference(reference: ModelReference | str | Path) -> ModelReference:

@@ -1,9 +1,10 @@
 """A cheap digest of what a local checkpoint contains.
 
 It covers the config, every header, and a *sample* of the data: 4 KiB from the middle of each
-tensor, of at most 4096 tensors a file. A checkpoint that was trained, converted or merged anew
-differs in it; one whose bytes were altered on purpose outside the samples does not. Paths, times
-and machines play no part, so that copies are equal.
+tensor and 4 KiB from its end (where rows of new tokens are), of at most 4096 tensors a file. A
+checkpoint that was trained, converted or merged anew differs in it; one whose bytes were altered
+on purpose outside the samples does not. Paths, times and machines play no part, so that copies are
+equal.
 """
 
 from collections.abc import Iterable
@@ -46,6 +47,8 @@ def _samples(file: StoredFile, tensors: list[Stored]) -> Iterable[bytes]:
         for tensor in tensors[::step]:
             size = min(_SAMPLE, tensor.nbytes)
             yield read(tensor.offset + (tensor.nbytes - size) // 2, size)
+            if tensor.nbytes > size:
+                yield read(tensor.offset + tensor.nbytes - size, size)
 
 
 def _add(digest: xxhash.xxh3_128, *parts: bytes) -> None:

@@ -7,7 +7,8 @@ the executor allocates exactly that. Per worker, for a block of ``B`` elements (
     + registers · TILE · itemsize of the arithmetic  +  scratch
 
 A reduction's worker holds one chunk of its operand instead of the output, and for magnitudes a
-histogram. Whole nodes run alone and declare their workspace. Arithmetic happens tile by tile
+histogram. Row sums of the outputs under way are held, and whole nodes, which run alone and declare
+their workspace. Arithmetic happens tile by tile
 inside a block, so that intermediate values stay in the processor's cache.
 """
 
@@ -30,7 +31,9 @@ SCRATCH = 1 << 20  # gathers short rows of strided views
 ROUNDING = 4 << 20  # temporaries of one tile: conditions, rounding from float64, histograms
 HISTOGRAM = 1 << 19
 FIXED = 40 << 20  # interpreter, allocator and thread stacks beyond the imports
-PER_TENSOR = 6 << 10  # names, nodes, programs, journal and manifest of one output tensor
+PER_TENSOR = 3584  # names, journal and manifest of one output tensor
+PER_LOAD = 1280  # headers, nodes and instructions of one of its inputs
+LOOKAHEAD = 32  # outputs under way at once, so that passes of one hide the waits of another
 COMFORTABLE = 128 << 20  # more than this for blocks was never measured to be faster
 MOST_CHUNKS = 4
 
@@ -88,6 +91,8 @@ class Step:
         """What one worker holds during this pass, for blocks of ``block`` elements."""
         elements = self.block_elements(block)
         held = self.load_bytes(elements) + align(elements * self.result.itemsize) + SCRATCH
+        if self.node.op == "row_sum":  # the sums of one chunk's rows, twice
+            held += 16 * min(self.node.numel, elements)
         return held + self._registers(min(TILE, elements))
 
     def device_bytes(self, block: int) -> int:
@@ -127,18 +132,19 @@ class Schedule:
     block_chunks: int
     arena_bytes: int
     device_arena_bytes: int
-    whole_bytes: int
+    held_bytes: int
     read_bytes: int
     write_bytes: int
 
     @property
     def projected_bytes(self) -> int:
         """Peak anonymous memory beyond the imports."""
-        return projected_bytes(self.workers, self.arena_bytes, self.whole_bytes, len(self.tensors))
+        return projected_bytes(self.workers, self.arena_bytes, self.held_bytes)
 
 
-def projected_bytes(workers: int, arena: int, whole: int, tensors: int) -> int:
-    return workers * (arena + ROUNDING + HISTOGRAM) + whole + FIXED + tensors * PER_TENSOR
+def projected_bytes(workers: int, arena: int, held: int) -> int:
+    """``held``: what is there once, whatever the number of workers."""
+    return workers * (arena + ROUNDING + HISTOGRAM) + held + FIXED
 
 
 def schedule(
@@ -151,7 +157,7 @@ def schedule(
     """
     tensors = tuple(_tensor_schedule(tensor) for tensor in graph.tensors)
     steps = [step for tensor in tensors for step in tensor.steps]
-    whole = _whole_bytes(tensors)
+    held = _whole_bytes(tensors) + _row_sum_bytes(tensors) + _bookkeeping_bytes(tensors)
 
     def arena(chunks: int) -> int:
         return max((step.arena_bytes(chunks * CHUNK) for step in steps), default=0)
@@ -165,14 +171,14 @@ def schedule(
             for count in range(max(1, workers), 0, -1)
             for chunks in choices
             if count * arenas[chunks] <= COMFORTABLE
-            and projected_bytes(count, arenas[chunks], whole, len(tensors)) <= memory
+            and projected_bytes(count, arenas[chunks], held) <= memory
         ),
         least,
     )
-    needed = projected_bytes(count, arenas[chunks], whole, len(tensors))
+    needed = projected_bytes(count, arenas[chunks], held)
     if needed > memory:
         raise ResourceError(
-            f"this plan needs at least {format_binary_size(needed)} of memory, and "
+            f"this plan needs at least {-(-needed >> 20)} MiB of memory, and "
             f"{format_binary_size(memory)} were allowed: raise --memory"
         )
     return Schedule(
@@ -181,7 +187,7 @@ def schedule(
         block_chunks=chunks,
         arena_bytes=arenas[chunks],
         device_arena_bytes=max((step.device_bytes(chunks * CHUNK) for step in steps), default=0),
-        whole_bytes=whole,
+        held_bytes=held,
         read_bytes=sum(step.read_bytes for tensor in tensors for step in tensor.steps),
         write_bytes=sum(tensor.nbytes for tensor in graph.tensors),
     )
@@ -222,6 +228,25 @@ def _whole_bytes(tensors: tuple[TensorSchedule, ...]) -> int:
                     own += size
         most = max(most, own + workspace)
     return most + sum(sizes.values())
+
+
+def _row_sum_bytes(tensors: tuple[TensorSchedule, ...]) -> int:
+    """Row sums are kept until their outputs are written; so many outputs are under way at once."""
+    sizes = [
+        sum(step.node.numel for step in tensor.before if step.node.op == "row_sum")
+        for tensor in tensors
+    ]
+    return FLOAT64.itemsize * sum(sorted(sizes)[-LOOKAHEAD:])
+
+
+def _bookkeeping_bytes(tensors: tuple[TensorSchedule, ...]) -> int:
+    loads = sum(
+        len(piece.program.loads)
+        for tensor in tensors
+        for step in tensor.steps
+        for piece in step.pieces
+    )
+    return len(tensors) * PER_TENSOR + loads * PER_LOAD
 
 
 def _workspace(step: Step) -> int:

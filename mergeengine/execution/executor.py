@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mergeengine.compiler.schedule import Schedule, Step, TensorSchedule
+from mergeengine.compiler.schedule import LOOKAHEAD, Schedule, Step, TensorSchedule
 from mergeengine.errors import Interrupted
 from mergeengine.execution.arena import Arena, memory_of
 from mergeengine.execution.blocks import Accelerator, BlockRunner
@@ -23,7 +23,6 @@ from mergeengine.lazy.nodes import Node
 from mergeengine.lazy.partition import CHUNK
 
 CPU = torch.device("cpu")
-LOOKAHEAD = 32  # outputs under way at once, so that passes of one hide the waits of another
 
 _Outcome = tuple[Node, str]
 

@@ -1,7 +1,6 @@
 """Reading byte ranges of input files, and noticing when a file changes under us."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
 
@@ -14,17 +13,14 @@ FileState = tuple[int, int, int]
 class Reader:
     """Positional reads into caller-owned buffers, safe from many threads.
 
-    ``expected`` are the (size, mtime in ns, inode) that files had when their headers were read.
-    Files stay open, up to ``most_open``: the least recently used are closed beyond that.
+    A file must be what it was when its header was read. Files stay open, up to ``most_open``: the
+    least recently used are closed beyond that.
     """
 
-    def __init__(
-        self, expected: Mapping[Path, FileState] | None = None, most_open: int = 256
-    ) -> None:
+    def __init__(self, most_open: int = 256) -> None:
         self._most_open = most_open
         self._open: dict[Path, int] = {}
-        self._states: dict[Path, FileState] = dict(expected or {})
-        self._read: set[Path] = set()
+        self._states: dict[Path, FileState] = {}
         self._in_use: dict[Path, int] = {}
         self._lock = Lock()
 
@@ -54,8 +50,7 @@ class Reader:
 
     def check_unchanged(self) -> None:
         """Raise InputChangedError if a file that was read is not what it was when opened."""
-        for path in sorted(self._read):
-            state = self._states[path]
+        for path, state in self._states.items():
             try:
                 now = _state(path.stat())
             except OSError as error:
@@ -82,7 +77,6 @@ class Reader:
                 self._evict()
             self._open[path] = descriptor  # most recently used last
             self._in_use[path] = self._in_use.get(path, 0) + 1
-            self._read.add(path)
             return descriptor
 
     def _release(self, file: StoredFile) -> None:
@@ -95,11 +89,14 @@ class Reader:
         except OSError as error:
             raise CheckpointError(f"{file.path}: cannot be opened: {error.strerror}") from error
         state = _state(os.fstat(descriptor))
-        if self._states.setdefault(file.path, state) != state or state[0] != file.size:
+        known = self._states.setdefault(
+            file.path, (file.size, *file.state) if file.state else state
+        )
+        if known != state or file.size != state[0]:
             os.close(descriptor)
             raise InputChangedError(
                 f"{file.path}: changed since its header was read (expected {file.size} bytes, "
-                f"found {state[0]}, or another time or inode)"
+                f"found {state[0]}, or another time or inode); run again"
             )
         return descriptor
 

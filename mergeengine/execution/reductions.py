@@ -63,32 +63,48 @@ class _Sum:
 
 
 class _RowSum:
+    """Rows inside a chunk go to their place at once; parts of rows wait, to be added in order."""
+
     def __init__(self, node: Node) -> None:
-        self._rows = node.shape[0]
-        self._row = node.inputs[0].numel // max(1, self._rows)
-        self._partials: dict[int, Tensor] = {}
+        self._row = max(1, node.inputs[0].numel // max(1, node.shape[0]))
+        self._result = torch.zeros(node.shape[0], dtype=torch.float64)
+        self._parts: list[tuple[int, int, Tensor]] = []  # chunk, row, part of its sum
 
     def partial(self, chunk: int, values: Tensor) -> Tensor:
-        start = chunk * CHUNK
-        offset = -start % max(1, self._row)
-        head, body = values[:offset], values[offset:]
-        whole = body.numel() // max(1, self._row) * self._row
-        sums = [pairwise_sum(head).reshape(1)] if head.numel() else []
-        if whole:
-            sums.append(pairwise_sum(body[:whole].view(-1, self._row)))
-        if body.numel() > whole:
-            sums.append(pairwise_sum(body[whole:]).reshape(1))
-        return torch.cat(sums) if sums else values.new_zeros(0)
+        if not values.numel():
+            return values
+        sums = []
+        for start, stop in self._pieces(chunk, values.numel()):
+            piece = values[start:stop]
+            whole = (stop - start) % self._row == 0
+            sums.append(pairwise_sum(piece.view(-1, self._row) if whole else piece.view(1, -1)))
+        return torch.cat(sums)
 
     def accept(self, chunk: int, partial: Tensor) -> None:
-        self._partials[chunk] = partial
+        row = chunk * CHUNK // self._row
+        done = 0
+        for start, stop in self._pieces(chunk, min(CHUNK, self._total() - chunk * CHUNK)):
+            count = max(1, (stop - start) // self._row)
+            sums = partial[done : done + count]
+            if (stop - start) % self._row:
+                self._parts.append((chunk, row, sums.clone()))
+            else:
+                self._result[row : row + count] = sums
+            row, done = row + count, done + count
 
     def finish_pass(self) -> Tensor | None:
-        result = torch.zeros(self._rows, dtype=torch.float64)
-        for chunk, partial in sorted(self._partials.items()):
-            first = chunk * CHUNK // max(1, self._row)
-            result[first : first + partial.numel()] += partial
-        return result
+        for _, row, part in sorted(self._parts, key=lambda entry: entry[0]):
+            self._result[row] += part[0]
+        return self._result
+
+    def _total(self) -> int:
+        return self._result.numel() * self._row
+
+    def _pieces(self, chunk: int, size: int) -> list[tuple[int, int]]:
+        """A chunk cut into the end of a row, whole rows, and the beginning of a row."""
+        head = min(size, -(chunk * CHUNK) % self._row)
+        body = head + (size - head) // self._row * self._row
+        return [(a, b) for a, b in ((0, head), (head, body), (body, size)) if a < b]
 
 
 class _KthMagnitude:

@@ -9,10 +9,14 @@ from mergeengine.lazy.dtypes import DType
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file of weights. ``path`` is where it lies or, for a hub file, will lie once fetched."""
+    """A file of weights. ``path`` is where it lies or, for a hub file, will lie once fetched.
+
+    ``state`` is (mtime in ns, inode) at the time its header was read; None before it is fetched.
+    """
 
     path: Path
     size: int
+    state: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

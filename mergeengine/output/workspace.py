@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from mergeengine.errors import OutputBusyError, OutputError
@@ -46,40 +47,52 @@ class Workspace:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._release()
+        try:
+            if not self.journal.exists():  # nothing was begun, or everything is done
+                with suppress(OSError):
+                    self.discard()
+        finally:
+            self._release()
 
     def start_over(self) -> None:
         """Throw away what an earlier run left."""
-        shutil.rmtree(self.files, ignore_errors=True)
         self.journal.unlink(missing_ok=True)
+        _remove(self.files)
 
     def install(self) -> None:
-        """Give ``files`` the final name, at once; an output that was there is then removed."""
-        sync_folder(self.files)
-        if not self.output.exists() or _is_empty_folder(self.output):
-            if self.output.exists():
+        """Give ``files`` the final name, at once; an output that was there is then removed.
+
+        Raises OutputError where the system refuses; everything is kept for the next run.
+        """
+        try:
+            sync_folder(self.files)
+            if _is_empty_folder(self.output):
                 self.output.rmdir()
-            self.files.rename(self.output)
-        elif not _exchange(self.files, self.output):
-            self.output.rename(self._set_aside)
-            self.files.rename(self.output)
-        sync_folder(self.output.parent)
-        self.discard()
+            if not os.path.lexists(self.output):
+                self.files.rename(self.output)
+            elif not _exchange(self.files, self.output):
+                self.output.rename(self._set_aside)
+                self.files.rename(self.output)
+            # From here on `files` may be what was replaced: nothing may be written there again.
+            self.journal.unlink()
+            sync_folder(self.output.parent)
+            self.discard()
+        except OSError as error:
+            raise output_error(self.output, error) from error
 
     def discard(self) -> None:
         """Remove the workspace and everything in it."""
         self._recover()
-        for part in (self.files, self._set_aside):
-            if part.is_dir() and not part.is_symlink():
-                shutil.rmtree(part)
-            else:
-                part.unlink(missing_ok=True)
+        _remove(self.files)
         shutil.rmtree(self.path, ignore_errors=True)  # another run may be opening a lock there
 
     def _recover(self) -> None:
         """Put an output back that was set aside by a run that died before its rename."""
-        if self._set_aside.exists() and not self.output.exists():
-            self._set_aside.rename(self.output)
+        if os.path.lexists(self._set_aside):
+            if os.path.lexists(self.output):
+                _remove(self._set_aside)
+            else:
+                self._set_aside.rename(self.output)
 
     def _acquire(self) -> None:
         while True:
@@ -135,8 +148,16 @@ def sync_folder(path: Path) -> None:
             os.close(descriptor)
 
 
+def _remove(path: Path) -> None:
+    """Remove a file, a link (not what it points to), or a folder; nothing is fine too."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
 def _exchange(first: Path, second: Path) -> bool:

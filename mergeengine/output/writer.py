@@ -4,7 +4,10 @@ import errno
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from stat import S_ISREG
 from threading import Lock
 
 import xxhash
@@ -15,6 +18,7 @@ from mergeengine.output.layout import Layout, Placed
 from mergeengine.output.workspace import Workspace, output_error
 
 _REHASHERS = 4
+_BATCH = 64
 
 
 class ShardWriter:
@@ -31,7 +35,7 @@ class ShardWriter:
         self._digests: list[dict[int, bytes]] = [{} for _ in layout.tensors]
         self._lock = Lock()
         try:
-            if read_key(workspace.journal) != key:
+            if read_key(workspace.journal) != key or workspace.files.is_symlink():
                 workspace.start_over()
             workspace.files.mkdir(exist_ok=True)
             for shard in layout.shards:
@@ -110,10 +114,12 @@ class ShardWriter:
             data = _read_at(self._descriptors[tensor.shard], len(place), place.start)
             return len(data) == len(place) and chunk_digest(data) == claim.digest
 
+        remaining = iter(claims.values())
         with ThreadPoolExecutor(_REHASHERS) as pool:
-            for claim, true in zip(claims.values(), pool.map(holds, claims.values()), strict=True):
-                if true:
-                    self._digests[claim.tensor][claim.chunk] = claim.digest
+            while batch := list(islice(remaining, _BATCH)):
+                for claim, true in zip(batch, pool.map(holds, batch), strict=True):
+                    if true:
+                        self._digests[claim.tensor][claim.chunk] = claim.digest
 
     def _close_files(self) -> None:
         for descriptor in self._descriptors:
@@ -134,6 +140,10 @@ def _chunk_range(tensor: Placed, chunk: int) -> range:
 
 def _allocate(path: Path, size: int) -> int:
     """Open a file of that size, with its space taken from the disk now and not in the middle."""
+    with suppress(FileNotFoundError):
+        status = path.lstat()
+        if not S_ISREG(status.st_mode) or status.st_nlink > 1:
+            path.unlink()  # a link: writing would change what it leads to
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags, 0o666)
     try:

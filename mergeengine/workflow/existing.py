@@ -29,7 +29,9 @@ class Existing:
 
 def look(output: Path, name: str, identity: str) -> Existing:
     """Judge what is there by its manifest and a sample of its bytes; nothing is read whole."""
-    if not output.exists() and not output.is_symlink():
+    if output.is_symlink():
+        return Existing("foreign", "it is a symbolic link; name the folder itself")
+    if not output.exists():
         return Existing("absent", "there is no output yet")
     if output.is_dir() and not any(output.iterdir()):
         return Existing("absent", "the folder is empty")

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mergeengine.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mergeengine.compiler.schedule import Schedule
-from mergeengine.errors import ResourceError
+from mergeengine.errors import OutputBusyError, ResourceError
 from mergeengine.lazy.stored import StoredFile
 from mergeengine.output.companions import Companion, CompanionSet
 from mergeengine.output.layout import INDEX, Layout
@@ -57,9 +58,11 @@ class Job:
 
     def key(self) -> str:
         """What a journal must agree on to be continued: the identity and these very files."""
-        host = sorted({entry for model in self.inputs for entry in model.identity()})
+        # A hub model is its commit, which the identity has, whenever its files were fetched.
+        local = [model for model in self.inputs if model.revision is None]
+        files = {entry for model in local for entry in model.identity()}
         headers = [shard.header.hex() for shard in self.layout.shards]
-        return digest_of([self.identity, [list(entry) for entry in host], headers])
+        return digest_of([self.identity, sorted(map(list, files)), headers])
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ def produce(
     """Make a job's output unless it is up to date; see ``Workspace`` for what may be replaced."""
     tell = progress or (lambda phase, done, total: None)
     if look(job.output, job.name, job.identity).state == "up to date":
+        _clear_leftovers(job.output)
         return Produced(made=False)
     with meter.imports():
         # Not at the top: what is up to date is found without torch.
@@ -102,6 +106,13 @@ def produce(
         workspace.install()
         meter.lap("seal")
     return Produced(True, kept, str(chosen))
+
+
+def _clear_leftovers(output: Path) -> None:
+    """A run that was killed after its last rename left a workspace, perhaps with an old model."""
+    if workspace_path(output).is_dir():
+        with suppress(OutputBusyError), Workspace(output) as workspace:
+            workspace.discard()
 
 
 def check_disk(job: Job) -> None:
@@ -132,7 +143,7 @@ def disk_shortage(job: Job) -> str | None:
 
 
 def _disk_bytes(path: Path) -> int:
-    status = path.stat()
+    status = path.lstat()
     return getattr(status, "st_blocks", 0) * 512 or status.st_size
 
 
@@ -166,13 +177,8 @@ def _merge(
     from mergeengine.execution.executor import execute
     from mergeengine.execution.reader import Reader
 
-    expected = {
-        Path(path): (size, mtime, inode)
-        for model in job.inputs
-        for path, size, mtime, inode in model.identity()
-    }
     total = job.schedule.write_bytes
-    with ShardWriter(workspace, job.layout, job.key()) as writer, Reader(expected) as reader:
+    with ShardWriter(workspace, job.layout, job.key()) as writer, Reader() as reader:
         kept = done = writer.kept_bytes
         lock = Lock()
 

@@ -114,17 +114,16 @@ def test_identity_notices_a_replaced_and_a_touched_file(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path)
     first = checkpoint.identity()
     assert [entry[0] for entry in first] == [str(file.path) for file in checkpoint.files]
-    assert checkpoint.identity() == first
+    assert open_checkpoint(tmp_path).identity() == first
     os.utime(checkpoint.files[1].path, ns=(5, 5))
-    second = checkpoint.identity()
+    assert checkpoint.identity() == first  # as the header was read
+    second = open_checkpoint(tmp_path).identity()
     assert second != first
     replacement = tmp_path / "new"
     replacement.write_bytes(checkpoint.files[1].path.read_bytes())
     os.utime(replacement, ns=(5, 5))
     replacement.replace(checkpoint.files[1].path)
-    assert checkpoint.identity() != second
-    checkpoint.files[0].path.unlink()
-    assert checkpoint.identity()[0][2:] == (0, 0)
+    assert open_checkpoint(tmp_path).identity() != second
 
 
 def test_opening_imports_neither_torch_nor_the_hub_library(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ class Workspace:
 
     def __exit__(self, *exception: object) -> None:
         try:
-            if not self.journal.exists():  # nothing was begun, or everything is done
-                with suppress(OSError):
+            if not self.journal.exists() and not os.path.lexists(self.files):
+                with suppress(OSError):  # nothing was begun, or everything is done
                     self.discard()
         finally:
             self._release()

@@ -46,6 +46,8 @@ class ShardWriter:
                 _write_at(descriptor, memoryview(shard.header), 0)
         except OSError as error:
             self._close_files()
+            if not workspace.journal.exists():  # no work is lost, and the space is needed
+                workspace.start_over()
             raise output_error(workspace.files, error) from error
 
     def __enter__(self) -> "ShardWriter":

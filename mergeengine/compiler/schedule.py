@@ -25,7 +25,8 @@ from mergeengine.lazy.nodes import Node
 from mergeengine.lazy.partition import CHUNK, chunk_count
 from mergeengine.units import format_binary_size
 
-TILE = 1 << 17
+TILE = 1 << 18  # smaller: calls cost more than the arithmetic; larger: out of the cache
+PATCH = 1 << 16  # the unit of operations that need several temporaries
 ALIGNMENT = 4096
 SCRATCH = 1 << 20  # gathers short rows of strided views
 ROUNDING = 4 << 20  # temporaries of one tile: conditions, rounding from float64, histograms
@@ -35,7 +36,7 @@ PER_TENSOR = 3584  # names, journal and manifest of one output tensor
 PER_LOAD = 1280  # headers, nodes and instructions of one of its inputs
 LOOKAHEAD = 32  # outputs under way at once, so that passes of one hide the waits of another
 COMFORTABLE = 128 << 20  # more than this for blocks was never measured to be faster
-MOST_CHUNKS = 4
+MOST_CHUNKS = 1  # larger blocks were not faster, warm or cold
 
 
 @dataclass(frozen=True, slots=True)

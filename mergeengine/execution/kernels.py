@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mergeengine.compiler.schedule import PATCH
 from mergeengine.lazy.dtypes import DType
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -75,6 +76,14 @@ def _may_hold_nan(values: Tensor) -> bool:
 
 
 def _round_to_odd(values: Tensor) -> Tensor:
+    rounded = torch.empty(values.shape, dtype=torch.float32, device=values.device)
+    patches = torch.split(values.reshape(-1), PATCH)
+    for patch, place in zip(patches, torch.split(rounded.view(-1), PATCH), strict=True):
+        place.copy_(_patch_to_odd(patch))
+    return rounded
+
+
+def _patch_to_odd(values: Tensor) -> Tensor:
     nearest = values.to(torch.float32)
     error = values - nearest.to(torch.float64)
     bits = nearest.view(torch.int32)

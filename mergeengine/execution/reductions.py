@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mergeengine.compiler.schedule import TILE
+from mergeengine.compiler.schedule import PATCH
 from mergeengine.lazy.nodes import Node
 from mergeengine.lazy.partition import CHUNK
 
@@ -130,7 +130,7 @@ class _KthMagnitude:
         left = total if self._bits is None else self._bits
         digit = min(self._DIGIT, left)
         histogram = torch.zeros(1 << self._DIGIT, dtype=torch.int64)
-        for tile in torch.split(values, TILE):
+        for tile in torch.split(values, PATCH):
             magnitude = tile.view(integer) & ((1 << total) - 1)
             if left < total:
                 magnitude = magnitude[(magnitude >> left) == self._known]

@@ -1,0 +1,34 @@
+"""The plans that are shipped, and those that the README shows, are valid plans."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mergeengine.plan import load_plan, parse_plan
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "plans").glob("**/*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_plan_is_valid(path: Path) -> None:
+    assert load_plan(path).name
+
+
+def test_the_plans_of_the_readme_are_valid() -> None:
+    plans = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert plans
+    for text in plans:
+        plan = parse_plan(text, ROOT / "plan.yaml")
+        assert plan.masks.at("model.layers.2.mlp.up_proj.weight").value == 0.0
+        assert plan.masks.at("model.layers.9.mlp.up_proj.weight").value == 0.5
+
+
+def test_the_readme_knows_every_key() -> None:
+    from mergeengine.plan import schema
+
+    table = README.split("| key | meaning | default |")[1].split("\n\n")[0]
+    for model in (schema.PlanKeys, schema.OutputKeys, schema.NumericsKeys):
+        for name in model.model_fields:
+            assert re.search(rf"\b{name}\b", table + README.split("## A plan")[1]), name

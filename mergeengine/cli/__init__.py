@@ -35,7 +35,10 @@ def main() -> NoReturn:
     """The console script: run one command and leave the process with its exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    sys.exit(call(sys.argv[1:]))
+    code = call(sys.argv[1:])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # all is done and said: nothing is left to stop
+    sys.exit(code)
 
 
 def call(arguments: Sequence[str]) -> int:
@@ -49,7 +52,8 @@ def _guarded(arguments: list[str]) -> int:
     try:
         with mergeengine.make_context(PROGRAM, arguments) as context:
             mergeengine.invoke(context)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed from the start (`>&-`)
+            sys.stdout.flush()
     except click.exceptions.Exit as ending:
         return ending.exit_code
     except click.UsageError as error:

@@ -1,5 +1,7 @@
 """``mergeengine run``."""
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +69,10 @@ def command(
         context.invoke(plan_command, **given)
         return
 
+    known: list[str] = []
+
     def tell(prepared: "Prepared") -> None:
+        known.extend(prepared.warnings)
         tell_findings(prepared.notes, prepared.warnings)
 
     with Progress() as progress:
@@ -85,6 +90,7 @@ def command(
             on_prepared=tell,
         )
     document = {**result.report, "notes": list(result.notes), "warnings": list(result.warnings)}
+    tell_findings((), result.warnings[len(known) :])
     if report is not None:
         _write_report(report, document)
     say(_summary(document))
@@ -118,8 +124,24 @@ def _check_outside(option: str, file: Path, plan_file: Path, output: Path) -> No
         problem = "this is a folder; give the name of a file"
     elif not place.parent.is_dir():
         problem = f"there is no folder {place.parent}"
+    elif not os.access(place.parent, os.W_OK):
+        problem = f"the folder {place.parent} cannot be written to"
+    elif place.exists() and not _is_ours(option, place):
+        problem = "there is a file of another kind; choose another name"
     if problem is not None:
         raise click.ClickException(f"{option} {file}: {problem}")
+
+
+def _is_ours(option: str, place: Path) -> bool:
+    """Whether a file is a report, or a log, of an earlier run (or empty)."""
+    try:
+        with place.open(encoding="utf-8") as file:
+            beginning = file.read(4096)
+    except (OSError, ValueError):
+        return False
+    if option == "--log-file":
+        return not beginning or re.match(r"\d{4}-\d\d-\d\d ", beginning) is not None
+    return not beginning or (beginning.startswith("{") and '"identity": "sha256:' in beginning)
 
 
 def _write_report(path: Path, document: Mapping[str, Any]) -> None:

@@ -52,12 +52,14 @@ class BlockRunner:
         self._outcomes = outcomes
         self._scalars: dict[tuple[Node, str], Tensor] = {}
         self._scratch = torch.empty(0)
+        self.not_finite = False  # whether the last block may hold infinities or NaN
 
     def run(self, step: Step, start: int, stop: int) -> Tensor:
         """Elements ``start:stop`` (flat) of the step's operand, in the step's result dtype.
 
         The tensor lies in host memory, is flat, and is valid until the next block.
         """
+        self.not_finite = False
         self._arena.rewind()
         self._scratch = self._arena.take(SCRATCH, torch.uint8)
         host = self._arena.take(stop - start, torch_dtype(step.result))
@@ -85,6 +87,7 @@ class BlockRunner:
         if self._accelerator:
             host.copy_(result, non_blocking=True)
             self._accelerator.wait()
+            self.not_finite = self.not_finite and not _finite(host)
         return host
 
     def _region(self, step: Step, program: Program, box: Box, out: Tensor, *, flat: bool) -> None:
@@ -107,7 +110,7 @@ class BlockRunner:
             if value.shape == ():
                 window.fill_(value)
             else:
-                round_into(window, value)
+                self.not_finite |= round_into(window, value)
 
     def _tile(
         self,
@@ -186,6 +189,12 @@ class BlockRunner:
             operands = [self._scalar64(child, compute) for child in node.inputs]
             return OPERATIONS[node.op](*operands, out=torch.empty((), dtype=torch.float64))
         return self._outcomes[node, arithmetic_of(node, compute).name].to(torch.float64)
+
+
+def _finite(values: Tensor) -> bool:
+    if not values.dtype.is_floating_point or values.itemsize == 1 or not values.numel():
+        return True
+    return all(bool(torch.isfinite(bound)) for bound in torch.aminmax(values))
 
 
 def _flattened(view: Node, box: Box) -> tuple[Resolved, tuple[int, ...]]:

@@ -74,6 +74,7 @@ class _Work:
     def __init__(self, schedule: Schedule, sink: Sink) -> None:
         self.outcomes: dict[_Outcome, Tensor] = {}
         self.error: BaseException | None = None
+        self.not_finite: set[int] = set()
         self._block_chunks = schedule.block_chunks
         self._sink = sink
         self._users = Counter(_outcome(s) for t in schedule.tensors for s in t.before)
@@ -195,9 +196,10 @@ def execute(
     device: torch.device = CPU,
     reader: Reader | None = None,
     progress: Callable[[int], None] | None = None,
-) -> None:
+) -> list[str]:
     """Run a schedule: every chunk that the sink does not have yet is handed to it once.
 
+    Returns the names of outputs in which values that are not finite were computed.
     ``progress`` is called with the bytes of each finished output block. The first error of any
     worker is raised here after the others have finished their block; so is Interrupted, after
     Ctrl-C. PyTorch's own threads are set to one meanwhile: workers are the parallelism.
@@ -218,6 +220,7 @@ def execute(
                 work.fail(Interrupted("stopped; run the same command again to go on from here"))
     if work.error is not None:
         raise work.error
+    return [schedule.tensors[index].output.name for index in sorted(work.not_finite)]
 
 
 def stream(schedule: Schedule, reader: Reader) -> Iterator[tuple[TensorSchedule, int, Tensor]]:
@@ -270,6 +273,8 @@ def _worker(
                 if task.step.kind == "write":
                     start, stop = _span(task)
                     values = runner.run(task.step, start, stop)
+                    if runner.not_finite:
+                        work.not_finite.add(task.state.index)
                     sink.write(task.state.index, task.first, memory_of(values))
                     work.done(task, None)
                     if progress is not None:

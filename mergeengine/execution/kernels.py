@@ -48,11 +48,14 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "where": _where,
 }
 
-_NARROW = (torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
+_EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
+_NARROW = (torch.bfloat16, torch.float16, *_EIGHT_BITS)
 
 
-def round_into(out: Tensor, values: Tensor) -> None:
+def round_into(out: Tensor, values: Tensor) -> bool:
     """Round ``values`` to ``out``'s dtype, to nearest even, once; NaNs become one pattern.
+
+    Whether ``out`` may hold values that are not finite is returned (on the CPU: whether it does).
 
     torch converts float64 to a 16-bit type through float32 and so rounds twice: here float64 is
     first rounded *to odd* in float32, which keeps what the second rounding needs to know
@@ -61,18 +64,23 @@ def round_into(out: Tensor, values: Tensor) -> None:
     if values.dtype == torch.float64 and out.dtype in _NARROW:
         values = _round_to_odd(values)
     out.copy_(values)
-    if out.dtype.is_floating_point and _may_hold_nan(values):
-        nan = torch.isnan(values)
-        if out.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
-            patterns = out.view(torch.uint8)
-            patterns[nan] = 0x7F
-        else:
-            out.masked_fill_(nan, torch.nan)
+    if not out.dtype.is_floating_point or _all_finite(out, values):
+        return False
+    nan = torch.isnan(values)
+    if out.dtype in _EIGHT_BITS:
+        out.view(torch.uint8)[nan] = 0x7F
+        return True
+    out.masked_fill_(nan, torch.nan)
+    return out.device.type != "cpu" or not bool(torch.isfinite(out).all())
 
 
-def _may_hold_nan(values: Tensor) -> bool:
-    """Cheap on the CPU (one sum in cache); elsewhere asking would make the host wait."""
-    return values.device.type != "cpu" or not torch.isfinite(values.sum()).item()
+def _all_finite(out: Tensor, values: Tensor) -> bool:
+    """Cheap on the CPU (one pass in cache); elsewhere asking would make the host wait."""
+    if values.device.type != "cpu":
+        return False
+    if out.dtype in (torch.bfloat16, *_EIGHT_BITS):  # of (nearly) float32's range, or saturating
+        return bool(torch.isfinite(values.sum()))
+    return all(bool(torch.isfinite(bound)) for bound in torch.aminmax(out)) if out.numel() else True
 
 
 def _round_to_odd(values: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What lies at the output's place already: up to date, ours to replace, or somebody's work."""
 
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,8 +28,12 @@ class Existing:
     reason: str
 
 
-def look(output: Path, name: str, identity: str) -> Existing:
-    """Judge what is there by its manifest and a sample of its bytes; nothing is read whole."""
+def look(output: Path, name: str, identity: str, inputs: Iterable[Checkpoint] = ()) -> Existing:
+    """Judge what is there by its manifest and a sample of its bytes; nothing is read whole.
+
+    An input file that was written after the output makes it out of date, whatever its sample
+    says: a sample cannot see every change.
+    """
     if output.is_symlink():
         return Existing("foreign", "it is a symbolic link; name the folder itself")
     if not output.exists():
@@ -45,7 +50,10 @@ def look(output: Path, name: str, identity: str) -> Existing:
     if changed:
         return Existing("modified", changed)
     if manifest.identity == identity:
-        return Existing("up to date", "plan and inputs are those that made it")
+        newer = _written_since(output, inputs)
+        if newer is None:
+            return Existing("up to date", "plan and inputs are those that made it")
+        return Existing("earlier version", f"{newer} was written after it")
     if manifest.plan.get("name", name) == name:
         return Existing("earlier version", _difference(manifest))
     return Existing("foreign", f"it was made by another plan ({manifest.plan.get('name')})")
@@ -75,11 +83,16 @@ def check_apart(output: Path, inputs: Iterable[Checkpoint]) -> None:
             )
 
 
-def verify(output: Path, progress: Callable[[int], None] | None = None) -> list[str]:
+def verify(
+    output: str | os.PathLike[str], progress: Callable[[int], None] | None = None
+) -> list[str]:
     """Every difference between an output and its manifest, one sentence each; all bytes are read.
+
+    An empty list says that the output is what was written.
 
     ``progress`` is called with the bytes of each tensor that was checked.
     """
+    output = Path(output)
     manifest = read_manifest(output)
     if manifest is None:
         raise VerificationError(f"{output}: there is no {MANIFEST}: not an output of mergeengine")
@@ -112,6 +125,13 @@ def _digest(tensor: Stored) -> str:
         for chunk in range(chunk_count(tensor.numel)):
             digests.append(chunk_digest(file.read(min(size, tensor.nbytes - chunk * size))))
     return tensor_digest(digests)
+
+
+def _written_since(output: Path, inputs: Iterable[Checkpoint]) -> Path | None:
+    made = (output / MANIFEST).stat().st_mtime_ns
+    local = (model for model in inputs if model.revision is None)  # the hub's are their commit
+    files = (file for model in local for file in model.files)
+    return next((file.path for file in files if file.state and file.state[0] > made), None)
 
 
 def _quick_changes(output: Path, manifest: Manifest) -> str | None:

@@ -4,13 +4,14 @@ Nothing is read until a result is saved or iterated. The leftmost checkpoint of 
 its *origin*: names, dtypes, integer tensors and config are its own.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
-from mergeengine.checkpoints.aliases import alias_of
+from mergeengine.checkpoints.aliases import alias_of, is_embedding, is_head
 from mergeengine.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mergeengine.checkpoints.config import quantized
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
@@ -23,6 +24,7 @@ from mergeengine.lazy.tensor import LazyTensor
 from mergeengine.output.companions import gather_companions
 from mergeengine.output.layout import lay_out
 from mergeengine.output.manifest import Model, digest_of
+from mergeengine.plan.load import load_plan
 from mergeengine.plan.plan import DEFAULT_SHARD_SIZE, Plan
 from mergeengine.values.decisions import number_text
 from mergeengine.values.references import ModelReference
@@ -34,6 +36,8 @@ from mergeengine.workflow.settings import Settings
 
 if TYPE_CHECKING:
     import torch
+
+_log = logging.getLogger(__name__)
 
 Operand = Union["LazyCheckpoint", float, int]
 
@@ -65,12 +69,14 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
         dtypes: Mapping[str, DType],
         inputs: tuple[Checkpoint, ...],
         formula: str,
+        compute: Mapping[str, DType] | None = None,
     ) -> None:
         self.origin = origin
         self.inputs = inputs
         self.formula = formula
         self._tensors = dict(tensors)
         self._dtypes = dict(dtypes)
+        self._compute = dict(compute or {})
 
     def __getitem__(self, name: str) -> LazyTensor:
         return self._tensors[name]
@@ -173,7 +179,8 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
         """Write the checkpoint as ``run`` writes a plan's: resumable, sealed, whole or not at all.
 
         Config comes from the origin; tokenizer files and generation config from the origin of
-        ``tokenizer`` where it is given. Nothing is done where the output is up to date.
+        ``tokenizer`` where it is given. Nothing is done where the output is up to date; one that
+        another formula made is only replaced with ``force``. Warnings go to ``logging``.
         """
         output = Path(path).absolute()
         settings = Settings(device=device, memory=memory, workers=workers)
@@ -189,10 +196,13 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
                 config=self.origin,
                 generation_config=donor,
                 tensors={name: (dtype, shape) for name, dtype, shape in described},
+                own_head=self._own_head(),
             )
+            for text in companions.warnings:
+                _log.warning("%s", text)
             beside = {file.name: file.digest() for file in companions.files}
             job = Job(
-                name=f"save {output.name}",
+                name=f"save {self.formula}",
                 output=output,
                 identity=digest_of([RESULT_VERSION, graph_digest(graph, pins), beside]),
                 schedule=self._schedule(settings),
@@ -200,11 +210,13 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
                 inputs=self.inputs,
                 files=graph.files(),
                 companions=companions,
-                plan={"name": f"save {output.name}", "formula": self.formula},
+                plan={"name": f"save {self.formula}", "formula": self.formula},
                 models=tuple(Model("input", text, pins[text]) for text in sorted(pins)),
                 decisions={},
             )
-            produce(job, meter, device=device, force=force, progress=progress)
+            produced = produce(job, meter, device=device, force=force, progress=progress)
+            for text in produced.warnings:
+                _log.warning("%s", text)
         return output
 
     def _floats(self) -> Iterator[tuple[str, LazyTensor]]:
@@ -258,12 +270,31 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
         self, tensors: Mapping[str, LazyTensor], formula: str, more: tuple[Checkpoint, ...] = ()
     ) -> "LazyCheckpoint":
         inputs = tuple(dict.fromkeys((*self.inputs, *more)))
-        return LazyCheckpoint(self.origin, tensors, self._dtypes, inputs, formula)
+        return LazyCheckpoint(self.origin, tensors, self._dtypes, inputs, formula, self._compute)
+
+    def _own_head(self) -> str | None:
+        """A head that is not computed as the embedding of its shape is."""
+        made = {
+            name: _making(tensor.node)
+            for name, tensor in self._tensors.items()
+            if is_embedding(name) or is_head(name)
+        }
+        for head in filter(is_head, made):
+            shape = self._tensors[head].shape
+            same = [n for n in made if is_embedding(n) and self._tensors[n].shape == shape]
+            if same and all(made[name] != made[head] for name in same):
+                return head
+        return None
 
     def _graph(self) -> Graph:
         return Graph(
             tuple(
-                OutputTensor(name, dtype, compute_dtype(dtype), self._tensors[name].node)
+                OutputTensor(
+                    name,
+                    dtype,
+                    self._compute.get(name) or compute_dtype(dtype),
+                    self._tensors[name].node,
+                )
                 for name, dtype in self._dtypes.items()
             )
         )
@@ -296,8 +327,13 @@ def open_lazily(
     )
 
 
-def compile_plan(plan: Plan, *, offline: bool = False) -> LazyCheckpoint:
-    """What a plan would make, as a lazy checkpoint: to look at, iterate, or compute with."""
+def compile_plan(plan: Plan | str | os.PathLike[str], *, offline: bool = False) -> LazyCheckpoint:
+    """The tensors of a plan's result as a lazy checkpoint: to look at, iterate, or compute with.
+
+    What lies beside them (tokenizer, card, ...) is what ``run`` makes.
+    """
+    if not isinstance(plan, Plan):
+        plan = load_plan(plan)
     models, _ = resolve(plan, Settings(offline=offline))
     bound = bind_models(plan, models)
     outputs = [tensor.output for tensor in bound.binding.tensors]
@@ -307,7 +343,17 @@ def compile_plan(plan: Plan, *, offline: bool = False) -> LazyCheckpoint:
         {output.name: output.dtype for output in outputs},
         models.merged(),
         plan.name,
+        {output.name: output.compute for output in outputs},
     )
+
+
+def _making(node: Node) -> str:
+    """How a tensor is computed, whatever the names of its inputs."""
+    digests: dict[Node, str] = {}
+    for below in walk(node):
+        part = below.stored.source if below.op == "stored" else repr(below.attributes)
+        digests[below] = digest_of([below.op, part, [digests[child] for child in below.inputs]])
+    return digests[node]
 
 
 def graph_digest(graph: Graph, pins: Mapping[str, str]) -> str:

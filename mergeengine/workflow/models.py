@@ -81,7 +81,15 @@ def open_models(plan: Plan, lock: PlanLock, *, offline: bool) -> Models:
         return open_checkpoint(reference, pinned=pinned, offline=offline, weights=wanted[reference])
 
     with ThreadPoolExecutor(4) as pool:  # headers are small: mostly waiting for disk or network
-        found = dict(zip(wanted, pool.map(opened, wanted), strict=True))
+        pending = {reference: pool.submit(opened, reference) for reference in wanted}
+    failed = {
+        f"{reference.position}: {error}" if reference.position else str(error): error
+        for reference, future in pending.items()
+        if isinstance(error := future.exception(), CheckpointError)
+    }
+    if failed:
+        raise CheckpointError("\n".join(failed)) from next(iter(failed.values()))
+    found = {reference: future.result() for reference, future in pending.items()}
     target = found[plan.target]
     fts = tuple(found[source.source_ft] for source in plan.sources)
 

@@ -87,8 +87,17 @@ def prepare(
         pins=pins,
         identity=_identity(plan, pins, companions),
         notes=(*bound.notes, *companions.notes),
-        warnings=(*bound.warnings, *companions.warnings),
+        warnings=(*bound.warnings, *_zero_deltas(plan, pins), *companions.warnings),
     )
+
+
+def _zero_deltas(plan: Plan, pins: PlanLock) -> list[str]:
+    return [
+        f"{source.name}: source_base ({source.source_base}) and source_ft ({source.source_ft}) are "
+        "the same model, as far as their digests tell: the delta is zero"
+        for source in plan.sources
+        if pins.models[source.source_base.text] == pins.models[source.source_ft.text]
+    ]
 
 
 def output_of(plan: Plan, output: Path | None) -> Path:

@@ -72,6 +72,7 @@ class Produced:
     made: bool
     kept: int = 0
     device: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def produce(
@@ -79,7 +80,7 @@ def produce(
 ) -> Produced:
     """Make a job's output unless it is up to date; see ``Workspace`` for what may be replaced."""
     tell = progress or (lambda phase, done, total: None)
-    if look(job.output, job.name, job.identity).state == "up to date":
+    if not force and look_at(job).state == "up to date":
         _clear_leftovers(job.output)
         return Produced(made=False)
     with meter.imports():
@@ -90,8 +91,8 @@ def produce(
         chosen = choose_device(device)
     with Workspace(job.output) as workspace:
         # Another run may have finished in the meantime: look again, with the lock.
-        existing = look(job.output, job.name, job.identity)
-        if existing.state == "up to date":
+        existing = look_at(job)
+        if existing.state == "up to date" and not force:
             workspace.discard()
             return Produced(made=False)
         if existing.state != "absent" and not force:
@@ -100,12 +101,23 @@ def produce(
         meter.lap("prepare")
         _fetch(job, tell)
         meter.lap("download")
-        kept, digests = _merge(job, workspace, chosen, tell)
+        kept, digests, strange = _merge(job, workspace, chosen, tell)
         meter.lap("merge")
         _seal(job, workspace, digests)
         workspace.install()
         meter.lap("seal")
-    return Produced(True, kept, str(chosen))
+    return Produced(True, kept, str(chosen), _not_finite(strange))
+
+
+def _not_finite(names: list[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (
+        f"{len(names)} computed tensors hold infinities or NaN: {', '.join(names[:5])}{more}. "
+        "An input has them, or values left the range of the output's dtype: such a model is of no "
+        "use",
+    )
 
 
 def _clear_leftovers(output: Path) -> None:
@@ -113,6 +125,11 @@ def _clear_leftovers(output: Path) -> None:
     if workspace_path(output).is_dir():
         with suppress(OutputBusyError), Workspace(output) as workspace:
             workspace.discard()
+
+
+def look_at(job: Job) -> Existing:
+    """The state of the job's output."""
+    return look(job.output, job.name, job.identity, job.inputs)
 
 
 def check_disk(job: Job) -> None:
@@ -172,8 +189,9 @@ def _fetch(job: Job, tell: Progress) -> None:
 
 def _merge(
     job: Job, workspace: Workspace, device: "torch.device", tell: Progress
-) -> tuple[int, dict[str, str]]:
-    """Write the weights into the workspace: bytes kept of earlier runs, and the digests."""
+) -> tuple[int, dict[str, str], list[str]]:
+    """Write the weights into the workspace: bytes kept of earlier runs, the digests, and the
+    names of tensors with values that are not finite (of what this run computed)."""
     from mergeengine.execution.executor import execute
     from mergeengine.execution.reader import Reader
 
@@ -189,11 +207,11 @@ def _merge(
                 tell("merging", done, total)
 
         tell("merging", done, total)
-        execute(job.schedule, writer, device=device, reader=reader, progress=written)
+        strange = execute(job.schedule, writer, device=device, reader=reader, progress=written)
         reader.check_unchanged()
         tell("sealing", 0, 1)
         writer.sync()
-        return kept, writer.digests()
+        return kept, writer.digests(), strange
 
 
 def _seal(job: Job, workspace: Workspace, tensors: dict[str, str]) -> None:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergeengine.errors import OutputError
 from mergeengine.output.lock import lock_path, write_lock
 from mergeengine.output.manifest import Model
 from mergeengine.plan.load import load_plan
 from mergeengine.plan.plan import Plan
+from mergeengine.units import parse_size
 from mergeengine.workflow.measure import Meter
 from mergeengine.workflow.prepare import Prepared, prepare
 from mergeengine.workflow.produce import Job, Produced, Progress, produce
@@ -36,7 +38,7 @@ def run(
     overrides: Sequence[str] = (),
     output: str | os.PathLike[str] | None = None,
     device: str = "auto",
-    memory: int | None = None,
+    memory: int | str | None = None,
     workers: int | None = None,
     force: bool = False,
     locked: bool = False,
@@ -47,18 +49,21 @@ def run(
 ) -> RunResult:
     """Make a plan's output, or find that it is up to date.
 
-    ``overrides`` are as ``--set`` (``"scaling=0.5"``); ``memory`` is in bytes. The lock beside
-    the plan is written unless ``overrides``, ``output`` or ``locked`` are given. ``on_prepared``
-    is called with what is known before data are read. ``block_chunks`` fixes the block size, for
-    measurements. Raises errors of ``mergeengine.errors``; whatever
-    happens, nothing half-made is under the output's name, and finished work is kept for the next
-    run of the same plan.
+    ``overrides`` are as ``--set`` (``["scaling=0.5"]``); ``memory`` is in bytes, or ``"2GiB"``.
+    ``force`` makes the output anew whatever is there. The lock beside the plan is written unless
+    ``overrides``, ``output`` or ``locked`` are given. ``on_prepared`` is called with what is known
+    before data are read. ``block_chunks`` fixes the block size, for measurements. Raises errors of
+    ``mergeengine.errors``; whatever happens, nothing half-made is under the output's name, and
+    finished work is kept for the next run of the same plan.
     """
     if not isinstance(plan, Plan):
         plan = load_plan(plan, overrides)
     elif overrides:
         raise ValueError("overrides belong to the reading of a plan: give them to load_plan")
+    if isinstance(memory, str):
+        memory = parse_size(memory)
     settings = Settings(device=device, memory=memory, workers=workers, offline=offline)
+    late: list[str] = []
     with Meter() as meter:
         place = Path(output) if output is not None else None
         prepared = prepare(plan, settings, output=place, locked=locked, block_chunks=block_chunks)
@@ -67,12 +72,15 @@ def run(
         job = job_of(prepared)
         produced = produce(job, meter, device=device, force=force, progress=progress)
         if not overrides and output is None and not locked:
-            write_lock(lock_path(plan.file), prepared.pins)
+            try:
+                write_lock(lock_path(plan.file), prepared.pins)
+            except OutputError as error:  # the output is complete all the same
+                late.append(f"the lock of the inputs is missing: {error}")
     return RunResult(
         output=prepared.output,
         made=produced.made,
         notes=prepared.notes,
-        warnings=prepared.warnings,
+        warnings=(*prepared.warnings, *produced.warnings, *late),
         report=_report(job, prepared, produced, meter),
     )
 

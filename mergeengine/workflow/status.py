@@ -10,9 +10,9 @@ from mergeengine.output.journal import read_claims, read_key
 from mergeengine.output.manifest import Model
 from mergeengine.output.workspace import workspace_path
 from mergeengine.plan.plan import Plan
-from mergeengine.workflow.existing import Existing, look
+from mergeengine.workflow.existing import Existing
 from mergeengine.workflow.prepare import Prepared, output_of, prepare
-from mergeengine.workflow.produce import Job, disk_shortage
+from mergeengine.workflow.produce import Job, disk_shortage, look_at
 from mergeengine.workflow.run import job_of
 from mergeengine.workflow.settings import Settings
 
@@ -95,7 +95,7 @@ def foresee(
         smallest = replace(settings, memory=_UNBOUNDED, workers=1)
         prepared = prepare(plan, smallest, output=output, locked=locked, block_chunks=1)
     job = job_of(prepared)
-    existing = look(job.output, job.name, job.identity)
+    existing = look_at(job)
     decision, reason = _decide(existing, force)
     if decision in ("make", "replace"):
         shortages.extend(filter(None, (_device_missing(settings.device), disk_shortage(job))))
@@ -118,6 +118,8 @@ def _decide(existing: Existing, force: bool) -> tuple[Decision, str]:
         case "absent":
             return "make", existing.reason
         case "up to date":
+            if force:
+                return "replace", "it is up to date, and --force makes it anew"
             return "nothing", existing.reason
         case "earlier version":
             return "replace", existing.reason

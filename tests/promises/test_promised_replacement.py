@@ -56,8 +56,28 @@ def test_an_output_that_is_up_to_date_is_not_touched(
     result = run(made.plan, device="cpu")
     assert not result.made
     assert result.report["bytes"] == {"read": 0, "written": 0, "kept_from_earlier_run": 0}
-    assert not run(made.plan, device="cpu", force=True, memory=1 << 30, workers=5).made
+    assert not run(made.plan, device="cpu", memory=1 << 30, workers=5).made
     assert stamps(made.folder) == before
+
+
+def test_force_makes_it_anew_all_the_same(made: Lineage) -> None:
+    """The way to repair an output that a disk has damaged where no sample sees it."""
+    before = hashes(made.out)
+    _flip_last_bit(made.out / "model.safetensors")
+    assert run(made.plan, device="cpu", force=True).made
+    assert hashes(made.out) == before
+
+
+def test_an_input_written_since_is_noticed_whatever_its_sample(tmp_path: Path) -> None:
+    """A change between the samples: the digest is the same, the time is not."""
+    lineage = make_lineage(tmp_path / "work", {"w": (40_000,)})
+    run(lineage.plan, device="cpu")
+    before = hashes(lineage.out)
+    with (lineage.folder / "ft" / "model.safetensors").open("r+b") as file:
+        file.seek(-70_000, os.SEEK_END)
+        file.write(bytes(64))
+    assert run(lineage.plan, device="cpu").made
+    assert hashes(lineage.out) != before
 
 
 def test_what_is_up_to_date_is_found_without_torch(made: Lineage) -> None:

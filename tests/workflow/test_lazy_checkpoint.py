@@ -58,7 +58,9 @@ def test_saving_an_expression(models: list[LazyCheckpoint], tmp_path: Path) -> N
     before = (path / "model.safetensors").stat().st_mtime_ns
     merged.save(path)
     assert (path / "model.safetensors").stat().st_mtime_ns == before
-    (target + 0.7 * (ft - base)).save(path)
+    with pytest.raises(mergeengine.OutputError, match="made by another plan"):
+        (target + 0.7 * (ft - base)).save(path)
+    (target + 0.7 * (ft - base)).save(path, force=True)
     saved = load_file(path / "model.safetensors")
     assert torch.equal(saved["norm"], naive("norm", tmp_path, 0.7))
 

@@ -5,7 +5,7 @@
     mergeengine.run("plan.yaml")                                # as `mergeengine run plan.yaml`
 
     target, base, ft = map(mergeengine.open_checkpoint, ("./v2", "./v1", "./v1-instruct"))
-    (target + 0.8 * (ft - base)).save("./v2-instruct")          # nothing is read before save
+    (target + 0.8 * (ft - base)).save("./v2-instruct", tokenizer=ft)    # reads nothing before
 
 Everything here is loaded when it is first used: importing the package costs nothing.
 """

@@ -7,10 +7,13 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 SEEDS ?=
 
-.PHONY: demo test lint unit test-slow test-cuda test-network format clean
+.PHONY: demo bench test lint unit test-slow test-cuda test-network format clean
 
 demo: $(VENV)/.run
 	$(BIN)/python -m benchmarks.demo $(if $(SEEDS),--seeds $(SEEDS))
+
+bench: $(VENV)/.run
+	$(BIN)/python -m benchmarks.throughput
 
 test: lint unit
 
@@ -37,7 +40,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .demo .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("mergeengine needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'

@@ -69,10 +69,10 @@ def command(
         context.invoke(plan_command, **given)
         return
 
-    known: list[str] = []
+    known = [0, 0]  # notes and warnings that were told beforehand
 
     def tell(prepared: "Prepared") -> None:
-        known.extend(prepared.warnings)
+        known[:] = len(prepared.notes), len(prepared.warnings)
         tell_findings(prepared.notes, prepared.warnings)
 
     with Progress() as progress:
@@ -90,7 +90,7 @@ def command(
             on_prepared=tell,
         )
     document = {**result.report, "notes": list(result.notes), "warnings": list(result.warnings)}
-    tell_findings((), result.warnings[len(known) :])
+    tell_findings(result.notes[known[0] :], result.warnings[known[1] :])
     if report is not None:
         _write_report(report, document)
     say(_summary(document))

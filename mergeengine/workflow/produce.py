@@ -72,6 +72,7 @@ class Produced:
     made: bool
     kept: int = 0
     device: str = ""
+    notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -106,7 +107,8 @@ def produce(
         _seal(job, workspace, digests)
         workspace.install()
         meter.lap("seal")
-    return Produced(True, kept, str(chosen), _not_finite(strange))
+    replaced = () if existing.state == "absent" else (f"replaced an output: {existing.reason}",)
+    return Produced(True, kept, str(chosen), replaced, _not_finite(strange))
 
 
 def _not_finite(names: list[str]) -> tuple[str, ...]:

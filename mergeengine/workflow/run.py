@@ -79,7 +79,7 @@ def run(
     return RunResult(
         output=prepared.output,
         made=produced.made,
-        notes=prepared.notes,
+        notes=(*prepared.notes, *produced.notes),
         warnings=(*prepared.warnings, *produced.warnings, *late),
         report=_report(job, prepared, produced, meter),
     )

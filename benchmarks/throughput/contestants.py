@@ -61,22 +61,23 @@ class Absent(Exception):
     """A program that is not installed; the text says how to have it measured."""
 
 
-def make(name: str, inputs: Inputs, floor: Settings) -> Contestant:
-    """A contestant by its name, with the files that it reads written. Raises Absent."""
+def make(name: str, inputs: Inputs, way: Settings | None = None) -> Contestant:
+    """A contestant by its name (a floor needs a way), with its files written. Raises Absent."""
     folder = inputs.folder / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
-    return MAKERS[name](inputs, folder, floor)
+    return MAKERS[name](inputs, folder, way)
 
 
-def _floor(inputs: Inputs, folder: Path, floor: Settings) -> Contestant:
+def _floor(inputs: Inputs, folder: Path, way: Settings | None) -> Contestant:
     job = folder / "job.json"
-    write_job(job, floor, [inputs.files(role) for role in ROLES], folder / "out")
+    assert way is not None
+    write_job(job, way, [inputs.files(role) for role in ROLES], folder / "out")
     module = (sys.executable, "-m", "benchmarks.throughput.floor")
     report = str(folder / "report.json")
     return Contestant(FLOOR, "floor", folder, (*module, str(job), report))
 
 
-def _mergeengine(inputs: Inputs, folder: Path, floor: Settings) -> Contestant:
+def _mergeengine(inputs: Inputs, folder: Path, _: Settings | None) -> Contestant:
     plan = folder / "plan.yaml"
     plan.write_text(
         "version: 1\n"
@@ -94,17 +95,17 @@ def _mergeengine(inputs: Inputs, folder: Path, floor: Settings) -> Contestant:
     )
 
 
-def _naive(inputs: Inputs, folder: Path, floor: Settings) -> Contestant:
+def _naive(inputs: Inputs, folder: Path, _: Settings | None) -> Contestant:
     module = (sys.executable, "-m", "benchmarks.throughput.naive")
     paths = (str(inputs.folder), str(folder / "out"), str(folder / "report.json"))
     return Contestant("naive", "naive", folder, (*module, *paths))
 
 
-def _mergekit(inputs: Inputs, folder: Path, floor: Settings) -> Contestant:
+def _mergekit(inputs: Inputs, folder: Path, _: Settings | None) -> Contestant:
     return _any_mergekit("mergekit", "mergekit", "", inputs, folder)
 
 
-def _mergekit_float32(inputs: Inputs, folder: Path, floor: Settings) -> Contestant:
+def _mergekit_float32(inputs: Inputs, folder: Path, _: Settings | None) -> Contestant:
     dtypes = "dtype: float32\nout_dtype: bfloat16\n"
     return _any_mergekit("mergekit-float32", "mergekit, `dtype: float32`", dtypes, inputs, folder)
 
@@ -146,7 +147,7 @@ def _any_mergekit(name: str, title: str, dtypes: str, inputs: Inputs, folder: Pa
     )
 
 
-MAKERS: dict[str, Callable[[Inputs, Path, Settings], Contestant]] = {
+MAKERS: dict[str, Callable[[Inputs, Path, Settings | None], Contestant]] = {
     FLOOR: _floor,
     "mergeengine": _mergeengine,
     "naive": _naive,

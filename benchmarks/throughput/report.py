@@ -62,7 +62,7 @@ def document(results: Results, inputs: Inputs, size: str, rounds: int) -> dict[s
         "titles": results.titles,
         "skipped": results.skipped,
         "values": results.values,
-        "summary": {cache: _summary(results.runs, cache, inputs.moved_bytes) for cache in caches},
+        "summary": {cache: _summary(results, cache, inputs.moved_bytes) for cache in caches},
         "runs": [_flat(run) for run in results.runs],
     }
 
@@ -82,10 +82,10 @@ def _flat(run: Run) -> dict[str, Any]:
     return {**record.pop("figures"), **record}
 
 
-def _summary(runs: Iterable[Run], cache: Cache, moved: int) -> dict[str, Summary]:
+def _summary(results: Results, cache: Cache, moved: int) -> dict[str, Summary]:
     by_name: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.cache == cache:
+    for run in results.runs:
+        if run.cache == cache and run.way in (None, results.floors[cache]):
             by_name.setdefault(run.contestant, []).append(run)
     return {name: _of_contestant(own, by_name, moved) for name, own in by_name.items()}
 

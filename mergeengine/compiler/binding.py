@@ -57,10 +57,14 @@ class BoundTensor:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Every output tensor in the order of the target's files, and what was decided by the way."""
+    """Every output tensor in the order of the target's files, and what was decided by the way.
+
+    Notes go into the manifest and name no places in the plan; warnings do.
+    """
 
     tensors: tuple[BoundTensor, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def graph(self) -> Graph:
@@ -114,8 +118,9 @@ def bind(
             + "\n  ".join(errors.texts())
             + "".join(f"\n  {way_out}" for way_out in errors.ways_out)
         )
-    _check_rules(plan, [tensor.output.name for tensor in tensors])
-    return Binding(tuple(tensors), tuple(notes.texts()))
+    names = [tensor.output.name for tensor in tensors]
+    _check_rules(plan, names)
+    return Binding(tuple(tensors), tuple(notes.texts()), tuple(_shadowed(plan, names)))
 
 
 def _bound(
@@ -262,6 +267,19 @@ def _check_rules(plan: Plan, names: list[str]) -> None:
     rules.extend(("dtype rule", rule) for rule in plan.output.dtype.unused(names))
     if rules:
         raise PlanError("\n".join(_unmatched(what, rule, names) for what, rule in rules))
+
+
+def _shadowed(plan: Plan, names: list[str]) -> list[str]:
+    """Masks that match tensors and yet decide none: an earlier entry matches them all."""
+    lists = [masks for masks in (plan.masks, *(s.masks for s in plan.sources)) if masks.entries]
+    return [
+        f"{entry.position}: this mask ({entry.text}) decides no tensor: earlier entries match all "
+        "of its tensors, and the first match wins"
+        for masks in lists
+        for deciding in [{masks.at(name).position for name in names}]
+        for entry in masks.entries
+        if entry.position not in deciding
+    ]
 
 
 def _unmatched(what: str, rule: MaskEntry | DtypeRule, names: list[str]) -> str:

@@ -132,7 +132,7 @@ def bind_models(plan: Plan, models: Models) -> Bound:
     notes, warnings = models.examine()
     sources = list(zip(plan.sources, models.bases, models.fts, strict=True))
     binding = bind(plan, models.target, sources)
-    return Bound(binding, (*notes, *binding.notes), tuple(warnings))
+    return Bound(binding, (*notes, *binding.notes), (*warnings, *binding.warnings))
 
 
 def check_lock(plan: Plan, lock: PlanLock, pins: PlanLock) -> None:

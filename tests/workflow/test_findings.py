@@ -115,3 +115,13 @@ def test_saving_an_untied_head_says_so_in_the_config(tmp_path: Path) -> None:
     for lazy, tied in ((one + other, True), (halved, False)):
         path = lazy.save(tmp_path / f"tied {tied}")
         assert json.loads((path / "config.json").read_text())["tie_word_embeddings"] is tied
+
+
+def test_a_mask_that_decides_nothing_is_told(plan: Path, tmp_path: Path) -> None:
+    masks = '  - {match: "*", scale: 0.5}\n  - {match: "w", scale: 0.25}\n'
+    replan(tmp_path, f"masks:\n{masks}")
+    result = mergeengine.run(plan)
+    assert warned(result, "plan.yaml:8:5: this mask")
+    assert "plan.yaml" not in (result.output / "mergeengine.json").read_text()
+    replan(tmp_path, "masks:\n" + "".join(reversed(masks.splitlines(keepends=True))))
+    assert not warned(mergeengine.run(plan), "this mask")

@@ -13,7 +13,7 @@ demo: $(VENV)/.run
 	$(BIN)/python -m benchmarks.demo $(if $(SEEDS),--seeds $(SEEDS))
 
 bench: $(VENV)/.run
-	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.throughput $(NAMES)
 
 test: lint unit
 

@@ -138,6 +138,12 @@ def output_error(path: Path, error: OSError) -> OutputError:
     return OutputError(f"{name}: cannot be written: {hint}")
 
 
+def allocated_bytes(path: Path) -> int:
+    """What a file takes of the disk: less than its size where it has holes."""
+    status = path.lstat()
+    return getattr(status, "st_blocks", 0) * 512 or status.st_size
+
+
 def sync_folder(path: Path) -> None:
     """Make a folder's entries survive a power failure, where the system can."""
     if sys.platform != "win32":

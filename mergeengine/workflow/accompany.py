@@ -1,13 +1,18 @@
 """What lies beside the weights of a plan's output: companion files and the model card."""
 
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 
 import yaml
 
 from mergeengine.checkpoints.aliases import is_embedding, is_head
-from mergeengine.compiler.binding import Binding, BoundTensor
+from mergeengine.compiler.binding import Binding
+from mergeengine.compiler.graph import Graph, OutputTensor
+from mergeengine.lazy.nodes import Node, walk
+from mergeengine.lazy.stored import Stored
 from mergeengine.output.card import MergedModel, model_card, read_licence
 from mergeengine.output.companions import Companion, CompanionSet, gather_companions
+from mergeengine.output.manifest import digest_of
 from mergeengine.plan.plan import Plan
 from mergeengine.workflow.models import Models
 
@@ -25,29 +30,43 @@ def accompany(plan: Plan, models: Models, binding: Binding) -> CompanionSet:
         config=models.config,
         generation_config=models.generation_config,
         tensors={t.output.name: (t.output.dtype, t.output.shape) for t in binding.tensors},
-        own_head=_own_head(binding),
+        own_head=own_head(binding.graph),
     )
     card = Companion(CARD, _card(plan, models).encode())
     warnings = (*gathered.warnings, *_unknown_to_config(models, binding))
     return CompanionSet((*gathered.files, card), gathered.notes, warnings)
 
 
-def _own_head(binding: Binding) -> str | None:
-    """A head that is not made as the embedding of its shape is: equal before, different now."""
-    made: dict[tuple[int, ...], set[object]] = {}
-    for tensor in binding.tensors:
-        if is_embedding(tensor.output.name):
-            made.setdefault(tensor.output.shape, set()).add(_making(tensor))
-    for tensor in binding.tensors:
-        embeddings = made.get(tensor.output.shape)
-        if is_head(tensor.output.name) and embeddings and _making(tensor) not in embeddings:
-            return tensor.output.name
+def own_head(graph: Graph) -> str | None:
+    """An output head that is not computed as the embedding of its shape is: no longer tied."""
+    made: dict[tuple[int, ...], set[str]] = {}
+    for tensor in graph.tensors:
+        if is_embedding(tensor.name):
+            made.setdefault(tensor.shape, set()).add(_making(tensor))
+    for tensor in graph.tensors:
+        embeddings = made.get(tensor.shape)
+        if is_head(tensor.name) and embeddings and _making(tensor) not in embeddings:
+            return tensor.name
     return None
 
 
-def _making(tensor: BoundTensor) -> object:
-    coefficients = [delta.coefficient for delta in tensor.deltas]
-    return tensor.output.dtype, tensor.kind, tuple(coefficients)
+def _making(tensor: OutputTensor) -> str:
+    """How a tensor is computed, and from which models, whatever its name in them."""
+    return node_digests([tensor.node], lambda held: [held.source])[tensor.node] + tensor.dtype.name
+
+
+def node_digests(roots: Iterable[Node], input_of: Callable[[Stored], list[str]]) -> dict[Node, str]:
+    """A digest of each node: its operation and its operands; ``input_of`` says what a leaf is."""
+    digests: dict[Node, str] = {}
+    for node in walk(*roots):
+        if node.op == "stored":
+            parts: list[object] = [input_of(node.stored)]
+        elif node.op == "constant":
+            parts = [node.value.hex(), list(node.shape)]
+        else:
+            parts = [repr(node.attributes), [digests[child] for child in node.inputs]]
+        digests[node] = digest_of([node.op, *parts])
+    return digests
 
 
 def _unknown_to_config(models: Models, binding: Binding) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergeengine.errors import OutputBusyError
-from mergeengine.output.workspace import Workspace, output_error, workspace_path
+from mergeengine.output.workspace import Workspace, allocated_bytes, output_error, workspace_path
 from mergeengine.plan.load import load_plan
 
 _PLAN_SUFFIXES = (".yaml", ".yml")
@@ -88,6 +88,5 @@ def _disk_bytes(path: Path) -> int:
     total = 0
     for folder, _, names in os.walk(path):
         for name in names:
-            status = Path(folder, name).lstat()
-            total += getattr(status, "st_blocks", 0) * 512 or status.st_size
+            total += allocated_bytes(Path(folder, name))
     return total

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
-from mergeengine.checkpoints.aliases import alias_of, is_embedding, is_head
+from mergeengine.checkpoints.aliases import alias_of
 from mergeengine.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mergeengine.checkpoints.config import quantized
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
@@ -19,7 +19,6 @@ from mergeengine.compiler.schedule import Schedule, schedule
 from mergeengine.errors import CheckpointError
 from mergeengine.lazy import algebra
 from mergeengine.lazy.dtypes import OUTPUT_DTYPES, DType
-from mergeengine.lazy.nodes import Node, walk
 from mergeengine.lazy.tensor import LazyTensor
 from mergeengine.output.companions import gather_companions
 from mergeengine.output.layout import lay_out
@@ -28,6 +27,7 @@ from mergeengine.plan.load import load_plan
 from mergeengine.plan.plan import DEFAULT_SHARD_SIZE, Plan
 from mergeengine.values.decisions import number_text
 from mergeengine.values.references import ModelReference
+from mergeengine.workflow.accompany import node_digests, own_head
 from mergeengine.workflow.existing import check_apart
 from mergeengine.workflow.measure import Meter
 from mergeengine.workflow.prepare import RESULT_VERSION, bind_models, resolve
@@ -196,7 +196,7 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
                 config=self.origin,
                 generation_config=donor,
                 tensors={name: (dtype, shape) for name, dtype, shape in described},
-                own_head=self._own_head(),
+                own_head=own_head(graph),
             )
             for text in companions.warnings:
                 _log.warning("%s", text)
@@ -272,20 +272,6 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
         inputs = tuple(dict.fromkeys((*self.inputs, *more)))
         return LazyCheckpoint(self.origin, tensors, self._dtypes, inputs, formula, self._compute)
 
-    def _own_head(self) -> str | None:
-        """A head that is not computed as the embedding of its shape is."""
-        made = {
-            name: _making(tensor.node)
-            for name, tensor in self._tensors.items()
-            if is_embedding(name) or is_head(name)
-        }
-        for head in filter(is_head, made):
-            shape = self._tensors[head].shape
-            same = [n for n in made if is_embedding(n) and self._tensors[n].shape == shape]
-            if same and all(made[name] != made[head] for name in same):
-                return head
-        return None
-
     def _graph(self) -> Graph:
         return Graph(
             tuple(
@@ -347,25 +333,8 @@ def compile_plan(plan: Plan | str | os.PathLike[str], *, offline: bool = False) 
     )
 
 
-def _making(node: Node) -> str:
-    """How a tensor is computed, whatever the names of its inputs."""
-    digests: dict[Node, str] = {}
-    for below in walk(node):
-        part = below.stored.source if below.op == "stored" else repr(below.attributes)
-        digests[below] = digest_of([below.op, part, [digests[child] for child in below.inputs]])
-    return digests[node]
-
-
 def graph_digest(graph: Graph, pins: Mapping[str, str]) -> str:
     """A digest of what a graph computes, from which inputs, whatever their paths."""
-    digests: dict[Node, str] = {}
-    for node in walk(*(tensor.node for tensor in graph.tensors)):
-        if node.op == "stored":
-            held = node.stored
-            parts: list[object] = [pins[held.source], held.name]
-        elif node.op == "constant":
-            parts = [node.value.hex(), list(node.shape)]
-        else:
-            parts = [repr(node.attributes), [digests[child] for child in node.inputs]]
-        digests[node] = digest_of([node.op, *parts])
+    roots = [tensor.node for tensor in graph.tensors]
+    digests = node_digests(roots, lambda held: [pins[held.source], held.name])
     return digest_of([[t.name, t.dtype.name, digests[t.node]] for t in graph.tensors])

@@ -17,7 +17,7 @@ from mergeengine.lazy.stored import StoredFile
 from mergeengine.output.companions import Companion, CompanionSet
 from mergeengine.output.layout import INDEX, Layout
 from mergeengine.output.manifest import MANIFEST, Manifest, Model, digest_of, file_digest
-from mergeengine.output.workspace import Workspace, output_error, workspace_path
+from mergeengine.output.workspace import Workspace, allocated_bytes, output_error, workspace_path
 from mergeengine.output.writer import ShardWriter
 from mergeengine.units import format_size
 from mergeengine.workflow.existing import Existing, look, may_replace
@@ -144,7 +144,7 @@ def check_disk(job: Job) -> None:
 def disk_shortage(job: Job) -> str | None:
     """What does not fit, in a sentence. What an earlier partial run holds is counted as free."""
     partial = workspace_path(job.output) / "files"
-    held = sum(_disk_bytes(path) for path in partial.glob("*.safetensors"))
+    held = sum(allocated_bytes(path) for path in partial.glob("*.safetensors"))
     needs: dict[int, list[int]] = {}  # device -> bytes needed, bytes free
     places = [(job.output.parent, max(0, job.layout.size - held))]
     places.extend((file.path.parent, file.size) for _, file in job.missing())
@@ -159,11 +159,6 @@ def disk_shortage(job: Job) -> str | None:
                 f"{format_size(entry[1])} are free"
             )
     return None
-
-
-def _disk_bytes(path: Path) -> int:
-    status = path.lstat()
-    return getattr(status, "st_blocks", 0) * 512 or status.st_size
 
 
 def _check_replaceable(job: Job, existing: Existing, tell: Progress) -> None:

@@ -1,5 +1,6 @@
 """The one rounding at the end: once, to nearest even, NaNs in one pattern."""
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mergeengine.execution.kernels import round_into
+from mergeengine.execution.kernels import OPERATIONS, round_into
 
 NARROW = {torch.bfloat16: (8, -126, 127), torch.float16: (11, -14, 15)}
 
@@ -77,3 +78,17 @@ def test_denormals_are_kept() -> None:
     round_into(out, values)
     assert out[2].item() == 2**-133
     assert out[0].item() != 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (100_003,)])
+def test_square_roots_are_rounded_correctly(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Against exact integers: r is the nearest root where x lies between (r ± half a unit)²."""
+    values = torch.rand(shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    roots = OPERATIONS["sqrt"](values, out=torch.empty(shape, dtype=dtype))
+    for x, r in list(zip(values.reshape(-1).tolist(), roots.reshape(-1).tolist(), strict=True))[
+        :5000
+    ]:
+        unit = math.ulp(r) if dtype == torch.float64 else math.ulp(r) * 2**29
+        low, high = Fraction(r) - Fraction(unit) / 2, Fraction(r) + Fraction(unit) / 2
+        assert low**2 <= Fraction(x) <= high**2

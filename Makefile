@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt
 SEEDS ?=
+BUILT_FROM := pyproject.toml .ci/constraints.txt $(wildcard mergeengine/execution/native/*.[ch])
 
 .PHONY: demo bench test lint unit test-slow test-cuda test-network format clean
 
@@ -47,10 +48,10 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # One pip call each: pip then resolves everything at once, and the second time nothing is done.
-$(VENV)/.run: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
+$(VENV)/.run: $(BUILT_FROM) | $(VENV)/bin/python
 	$(INSTALL) -e .
 	touch $@
 
-$(VENV)/.dev: pyproject.toml .ci/constraints.txt | $(VENV)/bin/python
+$(VENV)/.dev: $(BUILT_FROM) | $(VENV)/bin/python
 	$(INSTALL) -e '.[dev]'
 	touch $@ $(VENV)/.run

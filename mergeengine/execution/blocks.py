@@ -8,12 +8,12 @@ from math import prod
 import torch
 from torch import Tensor
 
-from mergeengine.compiler.program import Load, Operand, Program, Scalar, holder, tile_shape
+from mergeengine.compiler.program import Load, Operand, Program, Scalar, tile_shape
 from mergeengine.compiler.schedule import SCRATCH, TILE, Step, arithmetic_of
 from mergeengine.execution.arena import Arena
 from mergeengine.execution.kernels import OPERATIONS, round_into, torch_dtype
 from mergeengine.execution.reader import Reader
-from mergeengine.execution.views import Resolved, read_box, resolve
+from mergeengine.execution.views import Resolved, flat_start, read_box, resolve
 from mergeengine.lazy.algebra import Box, broadcast
 from mergeengine.lazy.dtypes import DType
 from mergeengine.lazy.nodes import Node
@@ -174,6 +174,10 @@ class BlockRunner:
             place = there.copy_(place, non_blocking=True)
         return place.permute(resolved.order)
 
+    def number(self, node: Node, compute: DType) -> float:
+        """The value of a number, in float64."""
+        return float(self._scalar64(node, compute))
+
     def _scalar(self, node: Node, compute: DType) -> Tensor:
         """A number as the arithmetic sees it: computed in float64, rounded to its dtype."""
         key = node, compute.name
@@ -199,11 +203,10 @@ def _finite(values: Tensor) -> bool:
 
 def _flattened(view: Node, box: Box) -> tuple[Resolved, tuple[int, ...]]:
     """A flat range of a contiguous view, as a box of its holder flattened."""
-    held = holder(view)
+    held, first = flat_start(view)
     start, stop = box[0]
     length = stop - start
-    if view is not held:  # a slice along the first dimension
-        start += view.attributes[0][0][0] * prod(held.shape[1:])
+    start += first
     part = (((0, length),), ((start, start + length),))
     return Resolved(held, (length,), (0,), (part,)), (held.numel,)
 

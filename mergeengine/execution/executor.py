@@ -6,15 +6,17 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from threading import Condition
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from mergeengine.compiler.schedule import LOOKAHEAD, Schedule, Step, TensorSchedule
-from mergeengine.errors import Interrupted
+from mergeengine.errors import Interrupted, MergeEngineError
+from mergeengine.execution import native
 from mergeengine.execution.arena import Arena, memory_of
 from mergeengine.execution.blocks import Accelerator, BlockRunner
+from mergeengine.execution.fused import FileRange, FusedRunner
 from mergeengine.execution.kernels import torch_dtype
 from mergeengine.execution.reader import Reader
 from mergeengine.execution.reductions import Fold, fold_of
@@ -35,6 +37,20 @@ class Sink(Protocol):
 
     def write(self, tensor: int, first_chunk: int, data: memoryview) -> None:
         """Take the bytes of consecutive chunks; they are valid during the call."""
+
+
+@runtime_checkable
+class FileSink(Sink, Protocol):
+    """A sink of files, which whoever computes a block may write to itself."""
+
+    def place(self, tensor: int, chunk: int) -> tuple[int, int]:
+        """The open file that a chunk goes to, and the offset there..."""
+
+    def record(self, tensor: int, first_chunk: int, data: memoryview) -> None:
+        """... and then: consecutive chunks with these bytes are in their place."""
+
+    def failed(self, tensor: int, error: OSError) -> MergeEngineError:
+        """The error to raise where writing there fails."""
 
 
 @dataclass(slots=True)
@@ -71,7 +87,7 @@ class _Task:
 class _Work:
     """Hands out blocks in order; a tensor's next pass starts when its last one is complete."""
 
-    def __init__(self, schedule: Schedule, sink: Sink) -> None:
+    def __init__(self, schedule: Schedule, sink: "Sink | _Nothing") -> None:
         self.outcomes: dict[_Outcome, Tensor] = {}
         self.error: BaseException | None = None
         self.not_finite: set[int] = set()
@@ -229,24 +245,31 @@ def stream(schedule: Schedule, reader: Reader) -> Iterator[tuple[TensorSchedule,
     Values are valid until the next block is asked for.
     """
     work = _Work(schedule, _Nothing())
-    runner = BlockRunner(Arena(schedule.arena_bytes), reader, work.outcomes)
+    arena = Arena(schedule.arena_bytes)
+    runner = BlockRunner(arena, reader, work.outcomes)
+    fused = _fused(arena, reader, runner)
     while (task := work.next()) is not None:
         if task.step.kind == "write":
             start, stop = _span(task)
-            yield task.state.tensor, start, runner.run(task.step, start, stop)
+            if fused is not None and fused.takes(task.step):
+                yield task.state.tensor, start, fused.run(start, stop)
+            else:
+                yield task.state.tensor, start, runner.run(task.step, start, stop)
             work.done(task, None)
         else:
             work.done(task, _leave(runner, task, CPU))
 
 
+def _fused(arena: Arena, reader: Reader, runner: BlockRunner) -> FusedRunner | None:
+    loop = native.library()
+    return None if loop is None else FusedRunner(loop, arena, reader, runner)
+
+
 class _Nothing:
-    """A sink that has nothing and wants nothing."""
+    """What streaming hands blocks out for: nothing is done yet."""
 
     def is_done(self, tensor: int, chunk: int) -> bool:
         return False
-
-    def write(self, tensor: int, first_chunk: int, data: memoryview) -> None:
-        raise AssertionError("streamed blocks are not written")
 
 
 def _worker(
@@ -260,8 +283,11 @@ def _worker(
     try:
         with ExitStack() as stack:
             torch.set_num_threads(1)
+            fused = None
             if device == CPU:
-                runner = BlockRunner(Arena(schedule.arena_bytes), reader, work.outcomes)
+                arena = Arena(schedule.arena_bytes)
+                runner = BlockRunner(arena, reader, work.outcomes)
+                fused = _fused(arena, reader, runner)
             else:
                 # Each worker has a stream of its own: one's copies overlap another's arithmetic.
                 torch.accelerator.set_device_index(device.index or 0)
@@ -271,11 +297,15 @@ def _worker(
                 runner = BlockRunner(host, reader, work.outcomes, there)
             while (task := work.next()) is not None:
                 if task.step.kind == "write":
-                    start, stop = _span(task)
-                    values = runner.run(task.step, start, stop)
-                    if runner.not_finite:
+                    if fused is not None and fused.takes(task.step):
+                        values = _write_directly(fused, task, sink)
+                        strange = fused.not_finite
+                    else:
+                        values = runner.run(task.step, *_span(task))
+                        strange = runner.not_finite
+                        sink.write(task.state.index, task.first, memory_of(values))
+                    if strange:
                         work.not_finite.add(task.state.index)
-                    sink.write(task.state.index, task.first, memory_of(values))
                     work.done(task, None)
                     if progress is not None:
                         progress(values.numel() * values.itemsize)
@@ -283,6 +313,21 @@ def _worker(
                     work.done(task, _leave(runner, task, device))
     except BaseException as error:  # handed to the thread that waits
         work.fail(error)
+
+
+def _write_directly(fused: FusedRunner, task: _Task, sink: Sink) -> Tensor:
+    """Compute a block and write it piece by piece, while the pieces are in the cache."""
+    index = task.state.index
+    if not isinstance(sink, FileSink):
+        values = fused.run(*_span(task))
+        sink.write(index, task.first, memory_of(values))
+        return values
+    try:
+        values = fused.run(*_span(task), FileRange(*sink.place(index, task.first)))
+    except OSError as error:
+        raise sink.failed(index, error) from error
+    sink.record(index, task.first, memory_of(values))
+    return values
 
 
 def _leave(runner: BlockRunner, task: _Task, device: torch.device) -> Tensor:

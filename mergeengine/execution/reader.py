@@ -1,6 +1,8 @@
 """Reading byte ranges of input files, and noticing when a file changes under us."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
@@ -32,21 +34,38 @@ class Reader:
 
     def read_into(self, file: StoredFile, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` from ``offset``; an early end or a changed file is an error."""
+        with self.opened(file) as descriptor:
+            try:
+                done = 0
+                while done < len(buffer):
+                    count = _pread_into(descriptor, buffer[done:], offset + done)
+                    if count == 0:
+                        raise self.ended(file, offset + done)
+                    done += count
+            except OSError as error:
+                raise self.unreadable(file, error.strerror) from error
+
+    @contextmanager
+    def opened(self, file: StoredFile) -> Iterator[int]:
+        """The file's descriptor, which stays open meanwhile."""
         descriptor = self._acquire(file)
         try:
-            done = 0
-            while done < len(buffer):
-                count = _pread_into(descriptor, buffer[done:], offset + done)
-                if count == 0:
-                    raise InputChangedError(
-                        f"{file.path}: the file ends at byte {offset + done}, although its header "
-                        f"promised more: it was truncated while it was being read"
-                    )
-                done += count
-        except OSError as error:
-            raise CheckpointError(f"{file.path}: cannot be read: {error.strerror}") from error
+            yield descriptor
         finally:
             self._release(file)
+
+    @staticmethod
+    def ended(file: StoredFile, offset: int) -> InputChangedError:
+        """The error of a file that is shorter than it was."""
+        return InputChangedError(
+            f"{file.path}: the file ends at byte {offset}, although its header promised more: it "
+            "was truncated while it was being read"
+        )
+
+    @staticmethod
+    def unreadable(file: StoredFile, reason: str | None) -> CheckpointError:
+        """The error of a file that the system cannot read."""
+        return CheckpointError(f"{file.path}: cannot be read: {reason}")
 
     def check_unchanged(self) -> None:
         """Raise InputChangedError if a file that was read is not what it was when opened."""

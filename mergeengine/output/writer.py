@@ -12,6 +12,7 @@ from threading import Lock
 
 import xxhash
 
+from mergeengine.errors import OutputError
 from mergeengine.lazy.partition import CHUNK, chunk_count
 from mergeengine.output.journal import Claim, Journal, chunk_digest, read_claims, read_key
 from mergeengine.output.layout import Layout, Placed
@@ -43,7 +44,7 @@ class ShardWriter:
             self._recall()
             self._journal = Journal(workspace.journal, key)
             for descriptor, shard in zip(self._descriptors, layout.shards, strict=True):
-                _write_at(descriptor, memoryview(shard.header), 0)
+                _write_at(descriptor, 0, memoryview(shard.header))
         except OSError as error:
             self._close_files()
             if not workspace.journal.exists():  # no work is lost, and the space is needed
@@ -69,20 +70,34 @@ class ShardWriter:
     def is_done(self, tensor: int, chunk: int) -> bool:
         return chunk in self._digests[tensor]
 
-    def write(self, tensor: int, first_chunk: int, data: memoryview) -> None:
+    def place(self, tensor: int, chunk: int) -> tuple[int, int]:
+        """The open file that a chunk lies in, and its byte offset there."""
         placed = self._layout.tensors[tensor]
-        size = CHUNK * placed.dtype.itemsize
+        return self._descriptors[placed.shard], _chunk_range(placed, chunk).start
+
+    def write(self, tensor: int, first_chunk: int, data: memoryview) -> None:
+        try:
+            _write_at(*self.place(tensor, first_chunk), data)
+        except OSError as error:
+            raise self.failed(tensor, error) from error
+        self.record(tensor, first_chunk, data)
+
+    def record(self, tensor: int, first_chunk: int, data: memoryview) -> None:
+        """Hash and journal chunks whose ``data`` are in their place."""
+        size = CHUNK * self._layout.tensors[tensor].dtype.itemsize
         digests = [chunk_digest(data[start : start + size]) for start in range(0, len(data), size)]
         digests = digests or [chunk_digest(b"")]
         try:
-            offset = placed.offset + first_chunk * size
-            _write_at(self._descriptors[placed.shard], data, offset)
             self._journal.record(tensor, first_chunk, digests)
         except OSError as error:
-            name = self._layout.shards[placed.shard].name
-            raise output_error(self._workspace.files / name, error) from error
+            raise self.failed(tensor, error) from error
         with self._lock:
             self._digests[tensor].update(enumerate(digests, first_chunk))
+
+    def failed(self, tensor: int, error: OSError) -> OutputError:
+        """What an error of the system means for the shard of a tensor."""
+        name = self._layout.shards[self._layout.tensors[tensor].shard].name
+        return output_error(self._workspace.files / name, error)
 
     def sync(self) -> None:
         """Wait until all shards are on the disk."""
@@ -167,7 +182,7 @@ def _allocate(path: Path, size: int) -> int:
 
 if hasattr(os, "pwrite"):
 
-    def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    def _write_at(descriptor: int, offset: int, data: memoryview) -> None:
         while data:
             count = os.pwrite(descriptor, data, offset)
             data, offset = data[count:], offset + count
@@ -178,7 +193,7 @@ if hasattr(os, "pwrite"):
 else:  # no positional calls (Windows): one at a time moves the file's position
     _position = Lock()
 
-    def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    def _write_at(descriptor: int, offset: int, data: memoryview) -> None:
         with _position:
             os.lseek(descriptor, offset, os.SEEK_SET)
             while data:

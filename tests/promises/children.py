@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeengine.errors import MergeEngineError
+from mergeengine.execution import native
 from mergeengine.output import workspace, writer
 
 _server = multiprocessing.get_context("forkserver")
@@ -122,13 +123,13 @@ def run_with(plan: Path, options: dict[str, Any], *hooks: tuple[Callable[..., No
 
 def slow_writes(seconds: float) -> None:
     """Every block takes that much longer to write."""
-    write = writer.ShardWriter.write
+    record = writer.ShardWriter.record
 
     def slow(self: Any, *args: Any) -> None:
         time.sleep(seconds)
-        write(self, *args)
+        record(self, *args)
 
-    writer.ShardWriter.write = slow  # type: ignore[method-assign]
+    writer.ShardWriter.record = slow  # type: ignore[method-assign]
 
 
 def limit_data(extra: int) -> None:
@@ -172,8 +173,25 @@ def die_at(point: tuple[int, str]) -> None:
 
         return step
 
+    loop = native.Library.run
+
+    def block(*args: Any) -> Any:
+        """The compiled loop's writing, which Python does not see: half a block is torn."""
+        _steps.append("pwrite")
+        here = len(_steps) == at
+        if here and moment == "before":
+            os._exit(9)
+        if here and moment == "torn":
+            loop(*args[:-2], args[-2] // 2, args[-1])
+            os._exit(9)
+        outcome = loop(*args)
+        if here:
+            os._exit(9)
+        return outcome
+
     for name in POINTS:
         setattr(os, name, wrapped(getattr(os, name), name))
+    native.Library.run = block  # type: ignore[method-assign]
     workspace._exchange = wrapped(workspace._exchange, "exchange")
 
 
@@ -204,6 +222,16 @@ def fail_os(failure: tuple[str, int, int]) -> None:
         return function(*args, **kwargs)
 
     setattr(os, name, failing)
+    if name == "pwrite":
+        loop = native.Library.run
+
+        def block(*args: Any) -> Any:
+            calls[0] += 1
+            if calls[0] >= at:
+                return native.Outcome(native.CANNOT_WRITE, 0, code)
+            return loop(*args)
+
+        native.Library.run = block  # type: ignore[method-assign]
 
 
 def clear(paths: Sequence[Path]) -> None:

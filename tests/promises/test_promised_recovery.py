@@ -240,17 +240,17 @@ def _die(*_: Any) -> None:
 def interrupted(small: Case, monkeypatch: pytest.MonkeyPatch) -> Case:
     """Of the output's three blocks two are written and journalled."""
     small.reset(with_old=False)
-    write = ShardWriter.write
+    record = ShardWriter.record
     written = []
 
     def failing(self: ShardWriter, *args: Any) -> None:
         if len(written) == 2:
             raise _DiedError
-        write(self, *args)
+        record(self, *args)
         written.append(args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ShardWriter, "write", failing)
+        patch.setattr(ShardWriter, "record", failing)
         with pytest.raises(_DiedError):
             run(small.lineage.plan, device="cpu", workers=1, block_chunks=1)
     return small

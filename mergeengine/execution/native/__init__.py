@@ -1,0 +1,138 @@
+"""The compiled inner loop of the CPU's workers, where it could be built: see ``native.c``.
+
+It reads, computes and writes a block in pieces that stay in the processor's cache, with the same
+bits as the operations of torch in ``execution.kernels``, which do everything it cannot: layouts
+that are not flat, reductions, 8-bit floats, other devices, machines without a C compiler.
+"""
+
+import ctypes
+import os
+from ctypes import POINTER, Structure, byref, c_double, c_float, c_int, c_int32, c_int64, c_void_p
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+SWITCH = "MERGEENGINE_NATIVE"
+"""Environment variable; 0 leaves everything to torch, with the same result."""
+
+VECTOR = 2048  # as in native.c
+DTYPES = {"bfloat16": 0, "float16": 1, "float32": 2, "float64": 3}
+RAW = 4
+LOAD = 0
+OPERATIONS = {
+    "add": 1,
+    "sub": 2,
+    "mul": 3,
+    "div": 4,
+    "ge": 5,
+    "gt": 6,
+    "eq": 7,
+    "neg": 8,
+    "abs": 9,
+    "sqrt": 10,
+    "where": 11,
+}
+_LEVELS = ("plain", "AVX2", "AVX-512")
+
+DONE, CANNOT_READ, ENDS_EARLY, CANNOT_WRITE = range(4)
+
+
+class Instruction(Structure):
+    _fields_ = [(name, c_int32) for name in ("op", "to", "a", "b", "c")]
+
+
+class Source(Structure):
+    _fields_ = [(name, c_int32) for name in ("dtype", "itemsize")]
+
+
+class Result(Structure):
+    _fields_ = [(name, c_int32) for name in ("dtype", "itemsize", "register", "after", "copy")]
+
+
+class Program(Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("compute", "count", "registers", "source_count")),
+        *((name, c_int32) for name in ("results", "reserved")),
+        ("instructions", POINTER(Instruction)),
+        ("sources", POINTER(Source)),
+        ("outputs", POINTER(Result)),
+        ("numbers", POINTER(c_double)),
+        ("rounded", POINTER(c_float)),
+    ]
+
+
+class Place(Structure):
+    _fields_ = [("file", c_int32), ("reserved", c_int32), ("offset", c_int64)]
+
+
+class Outcome(Structure):
+    _fields_ = [
+        *((name, c_int32) for name in ("kind", "which", "error", "strange")),
+        ("offset", c_int64),
+    ]
+
+
+class Library:
+    """The compiled functions; ``level`` is the best of the processor's instructions they use."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        loaded = ctypes.CDLL(str(path))
+        self.level: int = loaded.me_level()
+        self._run = loaded.me_run
+        self._run.argtypes = [
+            *(POINTER(Program), c_int, POINTER(Place), POINTER(Place)),
+            *(POINTER(c_void_p), POINTER(c_void_p), c_void_p, c_int64, c_int64, POINTER(Outcome)),
+        ]
+
+    @property
+    def name(self) -> str:
+        return _LEVELS[self.level]
+
+    def run(
+        self,
+        program: Program,
+        inputs: "ctypes.Array[Place]",
+        output: Place,
+        buffers: "ctypes.Array[c_void_p]",
+        target: int,
+        registers: int,
+        elements: int,
+        piece: int,
+    ) -> Outcome:
+        """``elements`` of the result, ``piece`` at a time; other threads run meanwhile.
+
+        Addresses: ``buffers`` hold a piece of each source, ``target`` all elements of the result,
+        ``registers`` one more than the program's. An output whose file is -1 is not written.
+        """
+        outcome = Outcome()
+        self._run(
+            byref(program),
+            self.level,
+            inputs,
+            byref(output),
+            buffers,
+            byref(c_void_p(target)),
+            registers,
+            elements,
+            piece,
+            byref(outcome),
+        )
+        return outcome
+
+
+@cache
+def _library() -> Library | None:
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_native{suffix}")
+        if path.exists():
+            try:
+                return Library(path)
+            except (OSError, AttributeError):  # built for another system
+                return None
+    return None
+
+
+def library() -> Library | None:
+    """The compiled loop; None where it was not built, or ``MERGEENGINE_NATIVE=0``."""
+    return None if os.environ.get(SWITCH) == "0" else _library()

@@ -1,0 +1,218 @@
+/* The vector machine's inner loops for one level of the processor's instructions.
+
+   Included by native.c once per level, with LEVEL(name) giving each function a name of its own.
+   Plain C: the compiler turns the loops into vector instructions. Nothing here may be contracted
+   to a fused multiply-add or reordered (-ffp-contract=off, no -ffast-math): the same bits come
+   out on every processor. */
+
+/* --- loads: stored elements to the arithmetic's type ------------------------------------ */
+
+#define LOADS(NAME, REAL)                                                                          \
+    static void LEVEL(load_##NAME)(int dtype, const void *from, REAL *to, long n) {                \
+        switch (dtype) {                                                                           \
+        case BF16: {                                                                               \
+            const uint16_t *source = from;                                                         \
+            for (long i = 0; i < n; i++)                                                           \
+                to[i] = (REAL)bits_to_float((uint32_t)source[i] << 16);                            \
+            break;                                                                                 \
+        }                                                                                          \
+        case F16: {                                                                                \
+            const uint16_t *source = from;                                                         \
+            for (long i = 0; i < n; i++)                                                           \
+                to[i] = (REAL)half_to_float(source[i]);                                            \
+            break;                                                                                 \
+        }                                                                                          \
+        case F32: {                                                                                \
+            const float *source = from;                                                            \
+            for (long i = 0; i < n; i++)                                                           \
+                to[i] = (REAL)source[i];                                                           \
+            break;                                                                                 \
+        }                                                                                          \
+        case F64: {                                                                                \
+            const double *source = from;                                                           \
+            for (long i = 0; i < n; i++)                                                           \
+                to[i] = (REAL)source[i];                                                           \
+            break;                                                                                 \
+        }                                                                                          \
+        }                                                                                          \
+    }
+
+LOADS(float, float)
+LOADS(double, double)
+#undef LOADS
+
+/* --- operations: an operand is a register or, with a step of 0, one number ---------------- */
+
+#define LOOP(REAL, EXPRESSION)                                                                     \
+    for (long i = 0; i < n; i++) {                                                                 \
+        REAL x = a[i * as], y = b[i * bs];                                                         \
+        (void)y;                                                                                   \
+        to[i] = (EXPRESSION);                                                                      \
+    }                                                                                              \
+    break
+
+/* Steps are constants inside each case, so that the loops vectorise. */
+#define STEPS(REAL, BODY)                                                                          \
+    if (a_steps && b_steps) {                                                                      \
+        enum { as = 1, bs = 1 };                                                                   \
+        BODY                                                                                       \
+    } else if (a_steps) {                                                                          \
+        enum { as = 1, bs = 0 };                                                                   \
+        BODY                                                                                       \
+    } else {                                                                                       \
+        enum { as = 0, bs = 1 };                                                                   \
+        BODY                                                                                       \
+    }
+
+#define APPLY(NAME, REAL, ABS, SQRT)                                                               \
+    static void LEVEL(apply_##NAME)(int op, const REAL *a, int a_steps, const REAL *b,             \
+                                    int b_steps, const REAL *c, int c_steps, REAL *to, long n) {   \
+        if (op == WHERE) {                                                                         \
+            for (long i = 0; i < n; i++) {                                                         \
+                REAL x = a[a_steps ? i : 0], y = b[b_steps ? i : 0], z = c[c_steps ? i : 0];       \
+                to[i] = x != 0 ? y : z;                                                            \
+            }                                                                                      \
+            return;                                                                                \
+        }                                                                                          \
+        STEPS(REAL, switch (op) {                                                                  \
+        case ADD: LOOP(REAL, x + y);                                                               \
+        case SUB: LOOP(REAL, x - y);                                                               \
+        case MUL: LOOP(REAL, x * y);                                                               \
+        case DIV: LOOP(REAL, x / y);                                                               \
+        case GE: LOOP(REAL, (REAL)(x >= y));                                                       \
+        case GT: LOOP(REAL, (REAL)(x > y));                                                        \
+        case EQ: LOOP(REAL, (REAL)(x == y));                                                       \
+        case NEG: LOOP(REAL, -x);                                                                  \
+        case ABSOLUTE: LOOP(REAL, ABS(x));                                                         \
+        case SQUARE_ROOT: LOOP(REAL, SQRT(x));                                                     \
+        })                                                                                         \
+    }
+
+APPLY(float, float, __builtin_fabsf, __builtin_sqrtf)
+APPLY(double, double, __builtin_fabs, __builtin_sqrt)
+#undef APPLY
+#undef STEPS
+#undef LOOP
+
+/* --- stores: one rounding to nearest even; NaNs become one pattern ------------------------- */
+
+/* Each returns whether a value is not finite. */
+
+static int LEVEL(store_bf16)(const float *restrict from, uint16_t *restrict to, long n) {
+    uint16_t most = 0;
+    for (long i = 0; i < n; i++) {
+        uint32_t u = float_to_bits(from[i]);
+        uint32_t rounded = (u + 0x7FFF + ((u >> 16) & 1)) >> 16;
+        uint16_t value = (u & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : (uint16_t)rounded;
+        uint16_t magnitude = value & 0x7FFF;
+        to[i] = value;
+        most = magnitude > most ? magnitude : most;
+    }
+    return most >= 0x7F80;
+}
+
+static int LEVEL(store_f16)(const float *restrict from, uint16_t *restrict to, long n) {
+    uint16_t most = 0;
+    for (long i = 0; i < n; i++) {
+        uint16_t value = float_to_half(from[i]);
+        uint16_t magnitude = value & 0x7FFF;
+        to[i] = value;
+        most = magnitude > most ? magnitude : most;
+    }
+    return most >= 0x7C00;
+}
+
+static int LEVEL(store_f32)(const float *restrict from, float *restrict to, long n) {
+    uint32_t most = 0;
+    for (long i = 0; i < n; i++) {
+        uint32_t u = float_to_bits(from[i]);
+        uint32_t magnitude = u & 0x7FFFFFFF;
+        to[i] = bits_to_float(magnitude > 0x7F800000 ? 0x7FC00000 : u);
+        most = magnitude > most ? magnitude : most;
+    }
+    return most >= 0x7F800000;
+}
+
+static int LEVEL(store_f64)(const double *restrict from, double *restrict to, long n) {
+    uint64_t most = 0;
+    for (long i = 0; i < n; i++) {
+        uint64_t u = double_to_bits(from[i]);
+        uint64_t magnitude = u & 0x7FFFFFFFFFFFFFFF;
+        to[i] = bits_to_double(magnitude > 0x7FF0000000000000 ? 0x7FF8000000000000 : u);
+        most = magnitude > most ? magnitude : most;
+    }
+    return most >= 0x7FF0000000000000;
+}
+
+static void LEVEL(to_odd)(const double *restrict from, float *restrict to, long n) {
+    for (long i = 0; i < n; i++)
+        to[i] = double_to_odd(from[i]);
+}
+
+static void LEVEL(narrow)(const double *restrict from, float *restrict to, long n) {
+    for (long i = 0; i < n; i++)
+        to[i] = (float)from[i];
+}
+
+static void LEVEL(widen)(const float *restrict from, double *restrict to, long n) {
+    for (long i = 0; i < n; i++)
+        to[i] = (double)from[i];
+}
+
+/* --- the machine ------------------------------------------------------------------------------ */
+
+/* A register is VECTOR elements of the arithmetic's type. */
+static int LEVEL(vector)(const Program *p, char *registers, const char *const *sources,
+                         char *const *targets, long first, long n) {
+    int strange = 0;
+    const int wide = p->compute == F64;
+    const long size = VECTOR * (wide ? 8 : 4);
+#define REGISTER(index) (registers + (index) * size)
+#define OPERAND(k) (k >= 0 ? (const void *)REGISTER(k)                                             \
+                           : wide ? (const void *)&p->numbers[~k]                                  \
+                                  : (const void *)&p->rounded[~k])
+    for (int k = 0; k < p->count; k++) {
+        const Instruction *i = &p->instructions[k];
+        void *to = REGISTER(i->to);
+        if (i->op == LOAD) {
+            const Source *source = &p->sources[i->a];
+            const char *from = sources[i->a] + first * source->itemsize;
+            if (wide)
+                LEVEL(load_double)(source->dtype, from, to, n);
+            else
+                LEVEL(load_float)(source->dtype, from, to, n);
+        } else if (wide)
+            LEVEL(apply_double)(i->op, OPERAND(i->a), i->a >= 0, OPERAND(i->b), i->b >= 0,
+                                OPERAND(i->c), i->c >= 0, to, n);
+        else
+            LEVEL(apply_float)(i->op, OPERAND(i->a), i->a >= 0, OPERAND(i->b), i->b >= 0,
+                               OPERAND(i->c), i->c >= 0, to, n);
+        for (int r = 0; r < p->results; r++) {
+            const Result *result = &p->outputs[r];
+            if (result->after != k)
+                continue;
+            char *out = targets[r] + first * result->itemsize;
+            const void *value = REGISTER(result->reg);
+            float *scratch = (float *)REGISTER(p->registers);
+            if (wide && result->dtype != F64) {
+                if (result->dtype == F32)
+                    LEVEL(narrow)(value, scratch, n);
+                else
+                    LEVEL(to_odd)(value, scratch, n);
+                value = scratch;
+            } else if (!wide && result->dtype == F64) {
+                LEVEL(widen)(value, (double *)scratch, n);
+                value = scratch;
+            }
+            switch (result->dtype) {
+            case BF16: strange |= LEVEL(store_bf16)(value, (uint16_t *)out, n) << r; break;
+            case F16: strange |= LEVEL(store_f16)(value, (uint16_t *)out, n) << r; break;
+            case F32: strange |= LEVEL(store_f32)(value, (float *)out, n) << r; break;
+            case F64: strange |= LEVEL(store_f64)(value, (double *)out, n) << r; break;
+            }
+        }
+    }
+#undef OPERAND
+#undef REGISTER
+    return strange;
+}

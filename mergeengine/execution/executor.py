@@ -239,6 +239,12 @@ def execute(
     return [schedule.tensors[index].output.name for index in sorted(work.not_finite)]
 
 
+def loop_name(device: torch.device) -> str:
+    """What computes flat blocks there: the compiled loop's instructions, or ``torch``."""
+    loop = native.library() if device == CPU else None
+    return "torch" if loop is None else loop.name
+
+
 def stream(schedule: Schedule, reader: Reader) -> Iterator[tuple[TensorSchedule, int, Tensor]]:
     """The outputs block by block in order, in this thread: (tensor, flat start, flat values).
 

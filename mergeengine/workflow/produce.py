@@ -67,11 +67,15 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """``made`` is False where the output was up to date; ``kept`` bytes came from earlier runs."""
+    """``made`` is False where the output was up to date; ``kept`` bytes came from earlier runs.
+
+    ``loop`` is what computed flat blocks: the compiled loop's instructions, or torch.
+    """
 
     made: bool
     kept: int = 0
     device: str = ""
+    loop: str = ""
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -87,7 +91,7 @@ def produce(
     with meter.imports():
         # Not at the top: what is up to date is found without torch.
         from mergeengine.execution.device import choose_device
-        from mergeengine.execution.executor import execute  # noqa: F401
+        from mergeengine.execution.executor import loop_name
 
         chosen = choose_device(device)
     with Workspace(job.output) as workspace:
@@ -108,7 +112,8 @@ def produce(
         workspace.install()
         meter.lap("seal")
     replaced = () if existing.state == "absent" else (f"replaced an output: {existing.reason}",)
-    return Produced(True, kept, str(chosen), replaced, _not_finite(strange))
+    loop = loop_name(chosen)
+    return Produced(True, kept, str(chosen), loop, replaced, _not_finite(strange))
 
 
 def _not_finite(names: list[str]) -> tuple[str, ...]:

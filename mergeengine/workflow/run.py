@@ -128,6 +128,7 @@ def _report(job: Job, prepared: Prepared, produced: Produced, meter: Meter) -> d
         "gigabytes_per_second": round((read + written) / seconds / 1e9, 3) if seconds else None,
         "memory": {"projected_bytes": schedule.projected_bytes, "measured_bytes": meter.peak_bytes},
         "device": produced.device,
+        "loop": produced.loop,
         "workers": schedule.workers,
         "block_chunks": schedule.block_chunks,
         "tensors": prepared.binding.counts(),

@@ -27,14 +27,19 @@ LAYER = {
 
 def make(folder: Path, layers: int) -> None:
     """A sparse checkpoint: headers and an index are real, every value is zero."""
-    from mergeengine.lazy.dtypes import BFLOAT16
-    from mergeengine.output.layout import INDEX, lay_out
-
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (VOCABULARY, HIDDEN)}
     for layer in range(layers):
         shapes.update({f"model.layers.{layer}.{name}": shape for name, shape in LAYER.items()})
     shapes.update({"model.norm": (HIDDEN,), "lm_head": (VOCABULARY, HIDDEN)})
-    layout = lay_out([(f"{n}.weight", BFLOAT16, shape) for n, shape in shapes.items()], SHARD)
+    write_sparse(folder, shapes, SHARD)
+
+
+def write_sparse(folder: Path, shapes: dict[str, tuple[int, ...]], shard_size: int) -> None:
+    """A sparse checkpoint of these weights, and the least of a config."""
+    from mergeengine.lazy.dtypes import BFLOAT16
+    from mergeengine.output.layout import INDEX, lay_out
+
+    layout = lay_out([(f"{n}.weight", BFLOAT16, shape) for n, shape in shapes.items()], shard_size)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     index = layout.index()

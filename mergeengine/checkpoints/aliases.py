@@ -79,20 +79,24 @@ def is_head(name: str) -> bool:
 
 
 def _tied(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> Iterator[str]:
-    """Other tensors of the checkpoint that `name` may be tied to, the likeliest first."""
+    """Other tensors of the checkpoint that `name` may be tied to, the likeliest first.
 
-    same_shape = [
-        other
-        for other, stored in checkpoint.tensors.items()
-        if stored.shape == shape and other != name
-    ]
+    Only an embedding or head looks through the names: experts that are missing come in thousands.
+    """
+
+    def fits(other: str) -> bool:
+        stored = checkpoint.tensors.get(other)
+        return stored is not None and stored.shape == shape and other != name
+
     for pair in _BIASES:
         for ending, twin in (pair, pair[::-1]):
-            if _ends(name, (ending,)) and (other := name.removesuffix(ending) + twin) in same_shape:
+            if _ends(name, (ending,)) and fits(other := name.removesuffix(ending) + twin):
                 yield other
     if is_embedding(name) or is_head(name):
-        candidates = [other for other in same_shape if is_embedding(other) or is_head(other)]
-        yield from sorted(candidates, key=_preference)
+        candidates = (
+            other for other in checkpoint.tensors if is_embedding(other) or is_head(other)
+        )
+        yield from sorted(filter(fits, candidates), key=_preference)
 
 
 def _preference(name: str) -> int:
@@ -106,7 +110,7 @@ def _is_shared(one: str, two: str) -> bool:
 
 
 def _ends(name: str, endings: tuple[str, ...]) -> bool:
-    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
+    return name.endswith(endings) and f".{name}".endswith(tuple(f".{e}" for e in endings))
 
 
 def _in_layer(name: str) -> bool:

@@ -43,6 +43,8 @@ def broadcast(shapes: Sequence[Shape]) -> Shape:
     full = [shape for shape in shapes if shape != ()]
     if not full:
         return ()
+    if full.count(full[0]) == len(full):
+        return full[0]
     result = []
     for sizes in zip(*full, strict=True) if len({len(s) for s in full}) == 1 else [None]:
         distinct = set(sizes or ()) - {1}

@@ -100,5 +100,8 @@ def walk(*roots: Node) -> Iterator[Node]:
             yield node
         elif id(node) not in seen:
             seen.add(id(node))
+            if not node.inputs:
+                yield node
+                continue
             stack.append((node, True))
             stack.extend((child, False) for child in reversed(node.inputs))

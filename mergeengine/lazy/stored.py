@@ -34,6 +34,9 @@ class Stored:
     file: StoredFile
     offset: int
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.offset))  # the rest is compared; hashing a path takes longer
+
     @property
     def numel(self) -> int:
         return prod(self.shape)

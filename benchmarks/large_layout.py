@@ -1,79 +1,103 @@
-"""``python -m benchmarks.large_layout``: merge the layout of Llama-3-70B in memory, block by block.
+"""``python -m benchmarks.large_layout``: merge a model with the layout of Llama-3-70B.
 
-Three checkpoints of 141 GB are made as sparse files (holes take no disk), and
-``target + 0.8 * (ft - base)`` is iterated without being written. Prints time and peak memory.
+Three checkpoints of 141 GB in 30 files each are made, which take little disk
+(``benchmarks.large_model``). ``target + 0.8 * (ft - base)`` is iterated block by block without
+being written; with ``--to-files`` a plan is run that writes as many layers as fit in half of the
+free disk, and the output is read back. Every value is checked. Prints time and peak memory.
 """
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 from pathlib import Path
 
-HIDDEN, INNER, KEYS, VOCABULARY = 8192, 28672, 1024, 128256
-SHARD = 4_700_000_000
-LAYER = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (KEYS, HIDDEN),
-    "self_attn.v_proj": (KEYS, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (INNER, HIDDEN),
-    "mlp.up_proj": (INNER, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INNER),
-    "input_layernorm": (HIDDEN,),
-    "post_attention_layernorm": (HIDDEN,),
-}
+import mergeengine
+import mergeengine.execution.executor
+from benchmarks.large_model import LAYERS, ROLES, SCALING, SHARD, Check, layout, make, parts
+from mergeengine.output.layout import Layout
+from mergeengine.workflow.measure import Meter
+
+BENCH = Path(__file__).parents[1] / ".bench"
+MOST_OUTPUT = 20_000_000_000
+MiB = 1 << 20
 
 
-def make(folder: Path, layers: int) -> None:
-    """A sparse checkpoint: headers and an index are real, every value is zero."""
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (VOCABULARY, HIDDEN)}
-    for layer in range(layers):
-        shapes.update({f"model.layers.{layer}.{name}": shape for name, shape in LAYER.items()})
-    shapes.update({"model.norm": (HIDDEN,), "lm_head": (VOCABULARY, HIDDEN)})
-    write_sparse(folder, shapes, SHARD)
+def in_memory(folder: Path, placed: Layout) -> None:
+    check, checking = Check(placed), 0.0
+    began = time.perf_counter()
+    with Meter() as meter:
+        target, base, ft = (mergeengine.open_checkpoint(folder / role) for role in ROLES)
+        for block in (target + SCALING * (ft - base)).blocks():
+            came = time.perf_counter()
+            check.part(block.name, block.start, block.values)
+            checking += time.perf_counter() - came
+    seconds = time.perf_counter() - began
+    print(
+        f"merged in memory in {seconds:.0f} s, of which {checking:.0f} s were checking; "
+        f"{meter.peak_bytes / MiB:.1f} MiB at the peak beyond the imports\n{check.end()}"
+    )
 
 
-def write_sparse(folder: Path, shapes: dict[str, tuple[int, ...]], shard_size: int) -> None:
-    """A sparse checkpoint of these weights, and the least of a config."""
-    from mergeengine.lazy.dtypes import BFLOAT16
-    from mergeengine.output.layout import INDEX, lay_out
+def to_files(folder: Path, placed: Layout) -> None:
+    plan = {
+        "version": 1,
+        "target": "./target",
+        "source_base": "./base",
+        "source_ft": "./ft",
+        "scaling": SCALING,
+        "output": {"path": "./out", "shard_size": SHARD},
+    }
+    (folder / "plan.yaml").write_text(json.dumps(plan))
+    result = mergeengine.run(folder / "plan.yaml", device="cpu")
+    report = result.report
+    memory = report["memory"]
+    print(
+        f"merged to files in {report['seconds']['total']:.1f} s: "
+        f"{report['bytes']['read'] / 1e9:.1f} GB read, {report['bytes']['written'] / 1e9:.1f} GB "
+        f"written, {report['gigabytes_per_second']:.2f} GB/s; "
+        f"{memory['measured_bytes'] / MiB:.1f} MiB at the peak beyond the imports, "
+        f"{memory['projected_bytes'] / MiB:.1f} MiB projected",
+        flush=True,
+    )
+    files = sorted(path.name for path in result.output.glob("*.safetensors"))
+    if files != [shard.name for shard in placed.shards]:
+        raise SystemExit(f"the output's files are {', '.join(files)}")
+    check = Check(placed)
+    for tensor in placed.tensors:
+        for start, values in parts(result.output, tensor.name, files[tensor.shard]):
+            check.part(tensor.name, start, values)
+    print(f"read back: {check.end()}")
 
-    layout = lay_out([(f"{n}.weight", BFLOAT16, shape) for n, shape in shapes.items()], shard_size)
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    index = layout.index()
-    if index is not None:
-        (folder / INDEX).write_bytes(index)
-    for shard in layout.shards:
-        with (folder / shard.name).open("wb") as file:
-            file.write(shard.header)
-            file.truncate(shard.size)
+
+def layers_that_fit() -> int:
+    most = min(MOST_OUTPUT, shutil.disk_usage(BENCH).free // 2)
+    least, more = layout(1).size, layout(2).size - layout(1).size
+    if most < least:
+        raise SystemExit(f"one layer needs {2 * least / 1e9:.1f} GB of free disk")
+    return min(LAYERS, 1 + (most - least) // more)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.large_layout", description=__doc__)
-    parser.add_argument("--layers", type=int, default=80)
-    layers = parser.parse_args().layers
-    import mergeengine
-    import mergeengine.execution.executor
-    from mergeengine.workflow.measure import Meter
-
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("target", "base", "ft"):
-            make(Path(folder, name), layers)
-        began, values = time.perf_counter(), 0
-        with Meter() as meter:
-            target, base, ft = (
-                mergeengine.open_checkpoint(Path(folder, name)) for name in ("target", "base", "ft")
-            )
-            for block in (target + 0.8 * (ft - base)).blocks():
-                values += block.values.numel()
-        seconds = time.perf_counter() - began
+    parser.add_argument("--layers", type=int, help=f"default {LAYERS}, or what fits the disk")
+    parser.add_argument("--to-files", action="store_true", help="write the output, then remove it")
+    options = parser.parse_args()
+    BENCH.mkdir(exist_ok=True)
+    layers = options.layers or (layers_that_fit() if options.to_files else LAYERS)
+    placed = layout(layers)
+    with tempfile.TemporaryDirectory(dir=BENCH) as name:
+        folder = Path(name)
+        for role in ROLES:
+            make(folder, role, placed)
+        taken = sum(512 * path.stat().st_blocks for path in folder.rglob("*.safetensors"))
         print(
-            f"{values / 1e9:.2f} G values in {seconds:.0f} s, "
-            f"{meter.peak_bytes / 2**20:.1f} MiB at the peak beyond the imports"
+            f"{layers} layers: three models of {placed.size / 1e9:.1f} GB in "
+            f"{len(placed.shards)} files, on {taken / 1e6:.0f} MB of disk",
+            flush=True,
         )
+        (to_files if options.to_files else in_memory)(folder, placed)
 
 
 if __name__ == "__main__":

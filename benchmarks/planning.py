@@ -12,7 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from benchmarks import large_layout
+from benchmarks.large_model import LAYERS, ROLES, SHARD, described, layout, write_sparse
+from mergeengine.output.layout import lay_out
 
 PLAN = """\
 version: 1
@@ -31,7 +32,7 @@ PROJECTIONS = {
 }
 
 
-def make_experts(folder: Path, tensors: int, shard_size: int = large_layout.SHARD) -> None:
+def make_experts(folder: Path, tensors: int, shard_size: int = SHARD) -> None:
     """A sparse mixture of experts of so many tensors, embedding, norm and head among them."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (VOCABULARY, HIDDEN)}
     for number in range(tensors - 3):
@@ -40,12 +41,12 @@ def make_experts(folder: Path, tensors: int, shard_size: int = large_layout.SHAR
         name = list(PROJECTIONS)[projection]
         shapes[f"model.layers.{layer}.mlp.experts.{expert}.{name}"] = PROJECTIONS[name]
     shapes.update({"model.norm": (HIDDEN,), "lm_head": (VOCABULARY, HIDDEN)})
-    large_layout.write_sparse(folder, shapes, shard_size)
+    write_sparse(folder, lay_out(described(shapes), shard_size))
 
 
 def make_plan(folder: Path, make: Callable[[Path], None]) -> Path:
     """Three models and the plan that merges them; the plan's path."""
-    for name in ("target", "base", "ft"):
+    for name in ROLES:
         make(folder / name)
     path = folder / "plan.yaml"
     path.write_text(PLAN)
@@ -68,8 +69,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planning", description=__doc__)
     parser.add_argument("--tensors", type=int, nargs="*", default=[25_000, 50_000, 100_000])
     counts = parser.parse_args().tensors
-    seconds(partial(large_layout.make, layers=1))  # the imports
-    print(f"Llama-3-70B: {seconds(partial(large_layout.make, layers=80)):.2f} s")
+    seconds(partial(write_sparse, placed=layout(1)))  # the imports
+    print(f"Llama-3-70B: {seconds(partial(write_sparse, placed=layout(LAYERS))):.2f} s")
     for count in counts:
         print(f"{count} tensors: {seconds(partial(make_experts, tensors=count)):.2f} s")
 

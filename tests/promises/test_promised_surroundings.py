@@ -443,7 +443,7 @@ def test_a_lock_is_free_when_its_holder_is_dead(lineage: Lineage) -> None:
 def test_errors_leave_no_lock_behind(lineage: Lineage, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the same process, too: a library's user may catch the error and go on."""
     with monkeypatch.context() as patch:
-        patch.setattr(ShardWriter, "write", _fail)
+        patch.setattr(ShardWriter, "record", _fail)
         with pytest.raises(MergeEngineError):
             run(lineage.plan, device="cpu")
     before = _open_files()

@@ -15,7 +15,7 @@ from benchmarks.throughput.measure import Cache, Failed, Figures, bring_into, ru
 from benchmarks.throughput.values import values_digest
 
 _BLOCKS = (1 << 18, 1 << 20, 1 << 23)
-_HEATS = (1000, 1000, 8, 8)  # the most ways that are tried once more; at first all, twice
+_HEATS = (1000, 8, 8)  # the most ways that are tried once more; at first all
 _FINALISTS = 3
 
 Tell = Callable[[str], None]

@@ -14,7 +14,6 @@
 #include <unistd.h>
 
 #define VECTOR 2048 /* elements of a register: three of them fit the first-level cache */
-#define ALIGNMENT 64
 
 enum { BF16, F16, F32, F64, RAW };
 enum { LOAD, ADD, SUB, MUL, DIV, GE, GT, EQ, NEG, ABSOLUTE, SQUARE_ROOT, WHERE };

@@ -1,4 +1,4 @@
-"""One block of one step: views are read, tiles computed, the result left in the arena."""
+"""One block of one step: views are read, tiles computed, the results left in the arena."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -52,49 +52,57 @@ class BlockRunner:
         self._outcomes = outcomes
         self._scalars: dict[tuple[Node, str], Tensor] = {}
         self._scratch = torch.empty(0)
-        self.not_finite = False  # whether the last block may hold infinities or NaN
+        self.not_finite: set[int] = set()  # results of the last block with infinities or NaN
 
-    def run(self, step: Step, start: int, stop: int) -> Tensor:
-        """Elements ``start:stop`` (flat) of the step's operand, in the step's result dtype.
+    def run(self, step: Step, start: int, stop: int) -> list[Tensor]:
+        """Elements ``start:stop`` (flat) of each result of the step, in its result dtype.
 
-        The tensor lies in host memory, is flat, and is valid until the next block.
+        The tensors lie in host memory, are flat, and are valid until the next block.
         """
-        self.not_finite = False
+        self.not_finite = set()
         self._arena.rewind()
         self._scratch = self._arena.take(SCRATCH, torch.uint8)
-        host = self._arena.take(stop - start, torch_dtype(step.result))
-        result = host
+        hosts = _taken(self._arena, step, stop - start)
+        results = hosts
         if self._accelerator:
             self._compute_arena.rewind()
-            result = self._compute_arena.take(stop - start, torch_dtype(step.result))
+            results = _taken(self._compute_arena, step, stop - start)
         marks = self._arena.mark(), self._compute_arena.mark()
         if len(step.pieces) == 1 and step.pieces[0].program.flat:
-            self._region(step, step.pieces[0].program, ((start, stop),), result, flat=True)
+            self._region(step, step.pieces[0].program, ((start, stop),), results, flat=True)
         else:
             done = 0
             for box in boxes(step.operand.shape, start, stop):
                 sizes = _sizes(box)
-                target = result[done : done + prod(sizes)].view(sizes)
+                targets = [r[done : done + prod(sizes)].view(sizes) for r in results]
                 done += prod(sizes)
                 for piece in step.pieces:
                     common = _intersection(box, piece.box)
                     if common is not None:
                         self._arena.rewind(marks[0])
                         self._compute_arena.rewind(marks[1])
-                        window = target[_index(_relative(common, box))]
+                        windows = [t[_index(_relative(common, box))] for t in targets]
                         inside = _relative(common, piece.box)
-                        self._region(step, piece.program, inside, window, flat=False)
+                        self._region(step, piece.program, inside, windows, flat=False)
         if self._accelerator:
-            host.copy_(result, non_blocking=True)
+            for host, result in zip(hosts, results, strict=True):
+                host.copy_(result, non_blocking=True)
             self._accelerator.wait()
-            self.not_finite = self.not_finite and not _finite(host)
-        return host
+            self.not_finite = {k for k in self.not_finite if not _finite(hosts[k])}
+        return hosts
 
-    def _region(self, step: Step, program: Program, box: Box, out: Tensor, *, flat: bool) -> None:
-        """Compute one box of one piece into ``out``, a window of the result."""
+    def _region(
+        self, step: Step, program: Program, box: Box, outs: list[Tensor], *, flat: bool
+    ) -> None:
+        """Compute one box of one piece into ``outs``, windows of the results."""
         loaded = [self._load(load, step.compute, box, flat=flat) for load in program.loads]
-        if program.copy is not None and loaded[0].dtype == out.dtype:
-            out.copy_(loaded[0], non_blocking=True)
+        computed: dict[int, list[int]] = {}  # instruction -> results that it leaves
+        for number, (result, out) in enumerate(zip(program.results, outs, strict=True)):
+            if result.copy is not None and loaded[result.copy].dtype == out.dtype:
+                out.copy_(loaded[result.copy], non_blocking=True)
+            else:
+                computed.setdefault(result.after, []).append(number)
+        if not computed:
             return
         sizes = _sizes(box)
         elements = max(1, prod(sizes))
@@ -105,12 +113,8 @@ class BlockRunner:
             for _ in range(program.registers)
         ]
         for tile in _tiles(sizes, limit):
-            value = self._tile(step.compute, program, tile, loaded, registers)
-            window = out[_index(tile)]
-            if value.shape == ():
-                window.fill_(value)
-            else:
-                self.not_finite |= round_into(window, value)
+            windows = [out[_index(tile)] for out in outs]
+            self._tile(step.compute, program, tile, loaded, registers, computed, windows)
 
     def _tile(
         self,
@@ -119,14 +123,25 @@ class BlockRunner:
         tile: Box,
         loaded: list[Tensor],
         registers: list[Tensor],
-    ) -> Tensor:
+        computed: dict[int, list[int]],
+        windows: list[Tensor],
+    ) -> None:
         values: dict[int, Tensor] = {}
 
         def operand(of: Operand) -> Tensor:
             return self._scalar(of.node, compute) if isinstance(of, Scalar) else values[of.index]
 
+        def leave(after: int) -> None:
+            for number in computed.get(after, ()):
+                value, window = operand(program.results[number].value), windows[number]
+                if value.shape == ():
+                    window.fill_(value)
+                elif round_into(window, value):
+                    self.not_finite.add(number)
+
+        leave(-1)
         raws = iter(loaded)
-        for instruction in program.instructions:
+        for position, instruction in enumerate(program.instructions):
             index = instruction.register.index
             if isinstance(instruction, Load):
                 raw = next(raws)
@@ -138,7 +153,7 @@ class BlockRunner:
                 shape = broadcast([tuple(o.shape) for o in operands])
                 place = registers[index][: prod(shape)].view(shape)
                 values[index] = OPERATIONS[instruction.op](*operands, out=place)
-        return operand(program.result)
+            leave(position)
 
     def _load(self, load: Load, compute: DType, box: Box, *, flat: bool) -> Tensor:
         """A box of a view, in the dtype it is stored in, where the arithmetic happens."""
@@ -193,6 +208,10 @@ class BlockRunner:
             operands = [self._scalar64(child, compute) for child in node.inputs]
             return OPERATIONS[node.op](*operands, out=torch.empty((), dtype=torch.float64))
         return self._outcomes[node, arithmetic_of(node, compute).name].to(torch.float64)
+
+
+def _taken(arena: Arena, step: Step, elements: int) -> list[Tensor]:
+    return [arena.take(elements, torch_dtype(step.result)) for _ in range(step.results)]
 
 
 def _finite(values: Tensor) -> bool:

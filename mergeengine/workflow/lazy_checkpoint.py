@@ -147,7 +147,8 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
         plan = self._schedule(Settings(memory=memory, workers=1))
         with Reader() as reader:
             for tensor, start, values in stream(plan, reader):
-                yield Block(tensor.output.name, tensor.output.shape, start, values)
+                output = tensor.destinations[0].output
+                yield Block(output.name, output.shape, start, values)
 
     def tensors(self, *, memory: int | None = None) -> Iterator[tuple[str, "torch.Tensor"]]:
         """Name and value of every tensor, one whole tensor at a time."""

@@ -209,7 +209,7 @@ def _merge(
                 tell("merging", done, total)
 
         tell("merging", done, total)
-        strange = execute(job.schedule, writer, device=device, reader=reader, progress=written)
+        (strange,) = execute(job.schedule, writer, device=device, reader=reader, progress=written)
         reader.check_unchanged()
         tell("sealing", 0, 1)
         writer.sync()

@@ -67,7 +67,7 @@ def test_device_memory_of_the_projected_size_suffices(
         runner = BlockRunner(host, reader, {}, Accelerator(there, lambda: waits.append(1)))
         for start in range(0, result.numel(), size):
             stop = min(start + size, result.numel())
-            result[start:stop] = runner.run(step, start, stop)
+            (result[start:stop],) = runner.run(step, start, stop)
     sink = Memory()
     execute(plan, sink)
     assert result.view(torch.uint8).numpy().tobytes() == sink.content()

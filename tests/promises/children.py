@@ -175,19 +175,19 @@ def die_at(point: tuple[int, str]) -> None:
 
     loop = native.Library.run
 
-    def block(*args: Any) -> Any:
+    def block(*args: Any) -> None:
         """The compiled loop's writing, which Python does not see: half a block is torn."""
         _steps.append("pwrite")
         here = len(_steps) == at
         if here and moment == "before":
             os._exit(9)
         if here and moment == "torn":
-            loop(*args[:-2], args[-2] // 2, args[-1])
+            *others, elements, piece, outcome = args
+            loop(*others, elements // 2, piece, outcome)
             os._exit(9)
-        outcome = loop(*args)
+        loop(*args)
         if here:
             os._exit(9)
-        return outcome
 
     for name in POINTS:
         setattr(os, name, wrapped(getattr(os, name), name))
@@ -225,11 +225,12 @@ def fail_os(failure: tuple[str, int, int]) -> None:
     if name == "pwrite":
         loop = native.Library.run
 
-        def block(*args: Any) -> Any:
+        def block(*args: Any) -> None:
             calls[0] += 1
             if calls[0] >= at:
-                return native.Outcome(native.CANNOT_WRITE, 0, code)
-            return loop(*args)
+                args[-1].kind, args[-1].which, args[-1].error = native.CANNOT_WRITE, 0, code
+            else:
+                loop(*args)
 
         native.Library.run = block  # type: ignore[method-assign]
 

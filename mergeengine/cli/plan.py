@@ -11,7 +11,7 @@ from mergeengine.cli.console import emit_json, emit_table, tell_findings
 from mergeengine.units import format_binary_size, format_size
 
 if TYPE_CHECKING:
-    from mergeengine.workflow.status import Status
+    from mergeengine.workflow.status import Status, SweepStatus
 
 _DECISIONS = {
     "nothing": "up to date",
@@ -32,6 +32,7 @@ def command(
     workers: int | None,
     output: Path | None,
     overrides: tuple[str, ...],
+    sweeps: tuple[str, ...],
     force: bool,
     locked: bool,
     offline: bool,
@@ -43,20 +44,46 @@ def command(
     """
     from mergeengine.plan import load_plan
     from mergeengine.workflow.settings import Settings
-    from mergeengine.workflow.status import foresee
+    from mergeengine.workflow.status import foresee, foresee_sweep
 
-    status = foresee(
-        load_plan(plan_file, overrides),
-        Settings(device=device, memory=memory, workers=workers, offline=offline),
-        output=output,
-        locked=locked,
-        force=force,
+    settings = Settings(device=device, memory=memory, workers=workers, offline=offline)
+    if not sweeps:
+        status = foresee(
+            load_plan(plan_file, overrides), settings, output=output, locked=locked, force=force
+        )
+        tell_findings(status.prepared.notes, status.prepared.warnings)
+        if style == "json":
+            emit_json(status.document())
+        else:
+            emit_table(_lines(plan_file, status))
+        return
+    foreseen = foresee_sweep(
+        plan_file, sweeps, settings, overrides=overrides, output=output, locked=locked, force=force
     )
-    tell_findings(status.prepared.notes, status.prepared.warnings)
+    first = foreseen.outputs[0].prepared
+    tell_findings(first.notes, first.warnings)
     if style == "json":
-        emit_json(status.document())
+        emit_json(foreseen.document())
     else:
-        emit_table(_lines(plan_file, status))
+        emit_table(_sweep_lines(plan_file, foreseen))
+
+
+def _sweep_lines(plan_file: Path, sweep: "SweepStatus") -> Iterator[tuple[str, str]]:
+    yield "plan", f"{sweep.outputs[0].prepared.plan.name} ({plan_file})"
+    for model in sweep.outputs[0].models:
+        yield model.role, model.reference
+    for status in sweep.outputs:
+        yield "output", str(status.prepared.output)
+        yield "", f"{_DECISIONS[status.decision]}: {status.reason}"
+    if sweep.schedule is not None:
+        yield "read", f"{format_size(sweep.schedule.read_bytes)}, once"
+        yield "write", format_size(sweep.schedule.write_bytes)
+        projected = format_binary_size(sweep.schedule.projected_bytes)
+        allowed = format_binary_size(sweep.outputs[0].allowed_bytes)
+        yield "memory", f"{projected} projected, {allowed} allowed"
+        yield "workers", str(sweep.schedule.workers)
+    for shortage in sweep.shortages:
+        yield "does not fit", shortage
 
 
 def _lines(plan_file: Path, status: "Status") -> Iterator[tuple[str, str]]:

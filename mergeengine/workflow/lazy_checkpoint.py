@@ -206,7 +206,7 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
                 name=f"save {self.formula}",
                 output=output,
                 identity=digest_of([RESULT_VERSION, graph_digest(graph, pins), beside]),
-                schedule=self._schedule(settings),
+                graph=graph,
                 layout=lay_out(described, shard_size),
                 inputs=self.inputs,
                 files=graph.files(),
@@ -215,7 +215,14 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
                 models=tuple(Model("input", text, pins[text]) for text in sorted(pins)),
                 decisions={},
             )
-            produced = produce(job, meter, device=device, force=force, progress=progress)
+            (produced,), _ = produce(
+                [job],
+                lambda _: self._schedule(settings),
+                meter,
+                device=device,
+                force=force,
+                progress=progress,
+            )
             for text in produced.warnings:
                 _log.warning("%s", text)
         return output

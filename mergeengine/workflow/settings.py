@@ -5,6 +5,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mergeengine.units import parse_size
+
 MOST_DEFAULT_WORKERS = 8
 LEAST_DEFAULT_MEMORY = 1 << 30
 
@@ -18,6 +20,15 @@ class Settings:
     memory: int | None = None
     workers: int | None = None
     offline: bool = False
+
+    @classmethod
+    def of(
+        cls, device: str, memory: int | str | None, workers: int | None, offline: bool
+    ) -> "Settings":
+        """From what a caller gives; ``memory`` in bytes, or as ``"2GiB"``."""
+        if isinstance(memory, str):
+            memory = parse_size(memory)
+        return cls(device=device, memory=memory, workers=workers, offline=offline)
 
     @property
     def memory_budget(self) -> int:

@@ -1,11 +1,14 @@
 """What a run would do, and what would stop it: everything that is known without reading data."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mergeengine.compiler.schedule import Schedule
 from mergeengine.errors import ResourceError
+from mergeengine.lazy.partition import chunk_count
 from mergeengine.output.journal import read_claims, read_key
 from mergeengine.output.manifest import Model
 from mergeengine.output.workspace import workspace_path
@@ -15,6 +18,7 @@ from mergeengine.workflow.prepare import Prepared, output_of, prepare
 from mergeengine.workflow.produce import Job, disk_shortage, look_at
 from mergeengine.workflow.run import job_of
 from mergeengine.workflow.settings import Settings
+from mergeengine.workflow.sweep import check_alike, together, versions
 
 Decision = Literal["nothing", "make", "replace", "refuse"]
 
@@ -77,6 +81,31 @@ class Status:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class SweepStatus:
+    """A sweep foreseen: each output, and the one pass that makes those that are not up to date.
+
+    ``schedule`` is None where nothing would be done, or where it does not fit in memory.
+    """
+
+    outputs: tuple[Status, ...]
+    schedule: Schedule | None
+    shortages: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """The same as plain data."""
+        planned = self.schedule
+        return {
+            "outputs": [status.document() for status in self.outputs],
+            "bytes": {
+                "read": planned.read_bytes if planned is not None else 0,
+                "write": planned.write_bytes if planned is not None else 0,
+            },
+            "memory": {"projected_bytes": planned.projected_bytes if planned is not None else 0},
+            "shortages": list(self.shortages),
+        }
+
+
 def foresee(
     plan: Plan,
     settings: Settings,
@@ -84,16 +113,20 @@ def foresee(
     output: Path | None = None,
     locked: bool = False,
     force: bool = False,
+    like: Prepared | None = None,
 ) -> Status:
-    """What a run with these very options would do. What does not fit is told, not raised."""
+    """What a run with these very options would do. What does not fit is told, not raised.
+
+    Models that are those of ``like`` are not opened again.
+    """
     output_of(plan, output)
     shortages = []
     try:
-        prepared = prepare(plan, settings, output=output, locked=locked)
+        prepared = prepare(plan, settings, output=output, locked=locked, like=like)
     except ResourceError as error:
         shortages.append(str(error))
         smallest = replace(settings, memory=_UNBOUNDED, workers=1)
-        prepared = prepare(plan, smallest, output=output, locked=locked, block_chunks=1)
+        prepared = prepare(plan, smallest, output=output, locked=locked, block_chunks=1, like=like)
     job = job_of(prepared)
     existing = look_at(job)
     decision, reason = _decide(existing, force)
@@ -111,6 +144,34 @@ def foresee(
         free_bytes=_free(job.output),
         allowed_bytes=settings.memory_budget,
     )
+
+
+def foresee_sweep(
+    plan: Path,
+    sweeps: Sequence[str],
+    settings: Settings,
+    *,
+    overrides: Sequence[str] = (),
+    output: Path | None = None,
+    locked: bool = False,
+    force: bool = False,
+) -> SweepStatus:
+    """What a sweep with these very options would do. What does not fit is told, not raised."""
+    found: list[Status] = []
+    for version, place in versions(plan, sweeps, overrides, output):
+        like = found[0].prepared if found else None
+        status = foresee(version, settings, output=place, locked=locked, force=force, like=like)
+        found.append(status)
+        check_alike(found[0].prepared, status.prepared)
+    waiting = [job_of(each.prepared) for each in found if each.decision in ("make", "replace")]
+    planned, shortages = None, list(filter(None, (_device_missing(settings.device),)))
+    if waiting:
+        shortages.extend(filter(None, (disk_shortage(*waiting),)))
+        try:
+            planned = together([job.graph for job in waiting], settings)
+        except ResourceError as error:
+            shortages.append(str(error))
+    return SweepStatus(tuple(found), planned, tuple(shortages))
 
 
 def _decide(existing: Existing, force: bool) -> tuple[Decision, str]:
@@ -147,7 +208,10 @@ def _unfinished(job: Job) -> float:
     if read_key(journal) != job.key():
         return 0.0
     claimed = {(claim.tensor, claim.chunk) for claim in read_claims(journal)}
-    return min(1.0, len(claimed) / sum(t.write.chunks for t in job.schedule.tensors))
+    return min(
+        1.0,
+        len(claimed) / sum(chunk_count(t.nbytes // t.dtype.itemsize) for t in job.layout.tensors),
+    )
 
 
 def _free(place: Path) -> int:

@@ -67,7 +67,7 @@ class Program:
 
     @property
     def loads(self) -> tuple[Load, ...]:
-        return tuple(i for i in self.instructions if isinstance(i, Load))
+        return tuple([i for i in self.instructions if isinstance(i, Load)])
 
     @property
     def copy(self) -> Node | None:
@@ -84,19 +84,15 @@ class Piece:
     program: Program
 
 
-def pieces(root: Node) -> tuple[Piece, ...]:
-    """The programs that together cover ``root``."""
-    return tuple(Piece(box, compile_expression(node)) for box, node in _concatenated(root))
-
-
-def _concatenated(root: Node) -> Iterator[tuple[Box, Node]]:
+def concatenated(root: Node) -> Iterator[tuple[Box, Node]]:
+    """The expressions without concatenations that together cover ``root``, and where."""
     if root.op != "concat":
         yield tuple((0, n) for n in root.shape), root
         return
     dimension: int = root.attributes[0]
     start = 0
     for piece in root.inputs:
-        for box, node in _concatenated(piece):
+        for box, node in concatenated(piece):
             low, high = box[dimension]
             moved = (start + low, start + high)
             yield (*box[:dimension], moved, *box[dimension + 1 :]), node
@@ -169,7 +165,8 @@ def compile_expression(root: Node) -> Program:
             instructions.append(Load(places[node], node))
         elif not ready:
             stack.append((node, True))
-            stack.extend((child, False) for child in sorted(set(node.inputs), key=need.__getitem__))
+            children = dict.fromkeys(node.inputs)  # not a set: its order differs from run to run
+            stack.extend((child, False) for child in sorted(children, key=need.__getitem__))
         else:
             operands = tuple(
                 Scalar(child) if is_scalar(child) else places[child] for child in node.inputs
@@ -185,13 +182,13 @@ def compile_expression(root: Node) -> Program:
             free.extend(places[child].index for child in dying if child is not heir)
             places[node] = place
     flat = all(
-        isinstance(i, Apply) or (i.view.shape == root.shape and _contiguous(i.view))
+        isinstance(i, Apply) or (i.view.shape == root.shape and contiguous(i.view))
         for i in instructions
     )
     return Program(root.shape, tuple(instructions), places[root], count, flat)
 
 
-def _contiguous(view: Node) -> bool:
+def contiguous(view: Node) -> bool:
     """Whether consecutive elements of the view are consecutive in what holds it."""
     if view.op in HOLDERS:
         return True

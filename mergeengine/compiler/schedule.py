@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from mergeengine.compiler.alike import Programs
 from mergeengine.compiler.graph import Graph, OutputTensor
-from mergeengine.compiler.program import Piece, holder, pieces, prerequisites
+from mergeengine.compiler.program import Piece, holder, prerequisites
 from mergeengine.errors import ResourceError
 from mergeengine.lazy.dtypes import FLOAT64, DType
 from mergeengine.lazy.nodes import Node
@@ -156,7 +157,8 @@ def schedule(
     Raises ResourceError where even one worker with the smallest blocks does not fit; see
     ``smallest`` for what would. ``block_chunks`` fixes the block size (for measurements).
     """
-    tensors = tuple(_tensor_schedule(tensor) for tensor in graph.tensors)
+    programs = Programs()
+    tensors = tuple([_tensor_schedule(tensor, programs) for tensor in graph.tensors])
     steps = [step for tensor in tensors for step in tensor.steps]
     held = _whole_bytes(tensors) + _row_sum_bytes(tensors) + _bookkeeping_bytes(tensors)
 
@@ -194,13 +196,13 @@ def schedule(
     )
 
 
-def _tensor_schedule(tensor: OutputTensor) -> TensorSchedule:
+def _tensor_schedule(tensor: OutputTensor, programs: Programs) -> TensorSchedule:
     before = []
     for node in prerequisites(tensor.node):
         compute = arithmetic_of(node, tensor.compute)
         kind: Literal["reduce", "whole"] = "reduce" if node.kind == "reduction" else "whole"
-        before.append(Step(kind, node, compute, compute, pieces(node.inputs[0])))
-    write = Step("write", tensor.node, tensor.compute, tensor.dtype, pieces(tensor.node))
+        before.append(Step(kind, node, compute, compute, programs.pieces(node.inputs[0])))
+    write = Step("write", tensor.node, tensor.compute, tensor.dtype, programs.pieces(tensor.node))
     return TensorSchedule(tensor, tuple(before), write)
 
 

@@ -11,6 +11,8 @@ costs is the number of pages that a disk has to fetch, and 100,000 experts are n
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import xxhash
@@ -34,8 +36,8 @@ def sampled_digest(
     The name of a single file (not `in_folder`) is not content.
     """
     by_file: dict[StoredFile, list[Stored]] = {file: [] for file in files}
-    for tensor in tensors:
-        by_file[tensor.file].append(tensor)
+    for file, together in groupby(tensors, attrgetter("file")):
+        by_file[file].extend(together)
     digest = xxhash.xxh3_128()
     for file in sorted(by_file, key=lambda file: file.path.name):
         name = file.path.name if in_folder else ""

@@ -74,13 +74,15 @@ class Step:
     def load_bytes(self, elements: int) -> int:
         """Bytes of all loads for a block of that many elements, each aligned."""
         return max(
-            (
+            [
                 sum(
-                    align(min(elements, load.view.numel) * itemsize(load.view, self.compute))
-                    for load in piece.program.loads
+                    [
+                        align(min(elements, load.view.numel) * itemsize(load.view, self.compute))
+                        for load in piece.program.loads
+                    ]
                 )
                 for piece in self.pieces
-            ),
+            ],
             default=0,
         )
 

@@ -77,7 +77,7 @@ class Program:
 
     @property
     def loads(self) -> tuple[Load, ...]:
-        return tuple(i for i in self.instructions if isinstance(i, Load))
+        return tuple([i for i in self.instructions if isinstance(i, Load)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,27 +88,20 @@ class Piece:
     program: Program
 
 
-def pieces(*roots: Node) -> tuple[Piece, ...]:
-    """The programs that together cover ``roots``, which are of one ``grid``."""
-    return tuple(
-        Piece(parts[0][0], compile_expressions(*(node for _, node in parts)))
-        for parts in zip(*map(_concatenated, roots), strict=True)
-    )
-
-
 def grid(root: Node) -> tuple[Box, ...]:
     """The boxes that an expression is concatenated of."""
-    return tuple(box for box, _ in _concatenated(root))
+    return tuple([box for box, _ in concatenated(root)])
 
 
-def _concatenated(root: Node) -> Iterator[tuple[Box, Node]]:
+def concatenated(root: Node) -> Iterator[tuple[Box, Node]]:
+    """The expressions without concatenations that together cover ``root``, and where."""
     if root.op != "concat":
         yield tuple((0, n) for n in root.shape), root
         return
     dimension: int = root.attributes[0]
     start = 0
     for piece in root.inputs:
-        for box, node in _concatenated(piece):
+        for box, node in concatenated(piece):
             low, high = box[dimension]
             moved = (start + low, start + high)
             yield (*box[:dimension], moved, *box[dimension + 1 :]), node
@@ -183,7 +176,8 @@ def compile_expressions(*roots: Node) -> Program:
             loads += 1
         elif not ready:
             stack.append((node, True))
-            stack.extend((child, False) for child in sorted(set(node.inputs), key=need.__getitem__))
+            children = dict.fromkeys(node.inputs)  # not a set: its order differs from run to run
+            stack.extend((child, False) for child in sorted(children, key=need.__getitem__))
             continue
         else:
             operands = tuple(
@@ -205,14 +199,13 @@ def compile_expressions(*roots: Node) -> Program:
             free.append(places[node].index)
     shape = roots[0].shape
     flat = all(
-        isinstance(i, Apply) or (i.view.shape == shape and _contiguous(i.view))
-        for i in instructions
+        isinstance(i, Apply) or (i.view.shape == shape and contiguous(i.view)) for i in instructions
     )
     found = tuple(results[root] for root in roots)
     return Program(shape, tuple(instructions), found, count, flat)
 
 
-def _contiguous(view: Node) -> bool:
+def contiguous(view: Node) -> bool:
     """Whether consecutive elements of the view are consecutive in what holds it."""
     if view.op in HOLDERS:
         return True

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from mergeengine.compiler.alike import Programs
 from mergeengine.compiler.graph import Graph, OutputTensor
-from mergeengine.compiler.program import Piece, grid, holder, pieces, prerequisites
+from mergeengine.compiler.program import Piece, grid, holder, prerequisites
 from mergeengine.errors import ResourceError
 from mergeengine.lazy.dtypes import FLOAT64, DType
 from mergeengine.lazy.nodes import Node
@@ -77,13 +78,15 @@ class Step:
     def load_bytes(self, elements: int) -> int:
         """Bytes of all loads for a block of that many elements, each aligned."""
         return max(
-            (
+            [
                 sum(
-                    align(min(elements, load.view.numel) * itemsize(load.view, self.compute))
-                    for load in piece.program.loads
+                    [
+                        align(min(elements, load.view.numel) * itemsize(load.view, self.compute))
+                        for load in piece.program.loads
+                    ]
                 )
                 for piece in self.pieces
-            ),
+            ],
             default=0,
         )
 
@@ -176,10 +179,13 @@ def schedule(
     Raises ResourceError where even one worker with the smallest blocks does not fit; see
     ``smallest`` for what would. ``block_chunks`` fixes the block size (for measurements).
     """
+    programs = Programs()
     tensors = tuple(
-        _tensor_schedule(group)
-        for number, same in enumerate(zip(*(graph.tensors for graph in graphs), strict=True))
-        for group in _groups(number, same)
+        [
+            _tensor_schedule(group, programs)
+            for number, same in enumerate(zip(*(graph.tensors for graph in graphs), strict=True))
+            for group in _groups(number, same)
+        ]
     )
     steps = [step for tensor in tensors for step in tensor.steps]
     held = _whole_bytes(tensors) + _row_sum_bytes(tensors) + _bookkeeping_bytes(tensors)
@@ -220,22 +226,27 @@ def schedule(
 
 def _groups(number: int, tensors: tuple[OutputTensor, ...]) -> Iterator[list[Destination]]:
     """A tensor's ways of being made that one program can compute together."""
+    if len(tensors) == 1:
+        yield [Destination(0, number, tensors[0])]
+        return
     alike: dict[object, list[Destination]] = {}
     for model, tensor in enumerate(tensors):
-        key = tensor.dtype, tensor.compute, grid(tensor.node) if len(tensors) > 1 else ()
+        key = tensor.dtype, tensor.compute, grid(tensor.node)
         alike.setdefault(key, []).append(Destination(model, number, tensor))
     for group in alike.values():
         yield from (group[i : i + MOST_RESULTS] for i in range(0, len(group), MOST_RESULTS))
 
 
-def _tensor_schedule(destinations: list[Destination]) -> TensorSchedule:
+def _tensor_schedule(destinations: list[Destination], programs: Programs) -> TensorSchedule:
     first, nodes = destinations[0].output, [each.output.node for each in destinations]
     before = []
     for node in prerequisites(*nodes):
         compute = arithmetic_of(node, first.compute)
         kind: Literal["reduce", "whole"] = "reduce" if node.kind == "reduction" else "whole"
-        before.append(Step(kind, node, compute, compute, pieces(node.inputs[0])))
-    write = Step("write", first.node, first.compute, first.dtype, pieces(*nodes), len(nodes))
+        before.append(Step(kind, node, compute, compute, programs.pieces(node.inputs[0])))
+    write = Step(
+        "write", first.node, first.compute, first.dtype, programs.pieces(*nodes), len(nodes)
+    )
     return TensorSchedule(tuple(destinations), tuple(before), write)
 
 

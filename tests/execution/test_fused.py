@@ -89,7 +89,6 @@ def random_bits(dtype: str, count: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("level", range(3))
 @settings(
     max_examples=100,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(

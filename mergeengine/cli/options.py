@@ -54,7 +54,7 @@ _RUN_OPTIONS = (
     click.option(
         "--memory",
         type=Size(),
-        help="Most memory to use, e.g. 4GiB.  [default: a quarter of the RAM]",
+        help="Most memory to use, e.g. 4GiB.  [default: a quarter of the RAM or container limit]",
     ),
     click.option(
         "--workers",

@@ -1,9 +1,9 @@
 """What a run may use of this machine. None of it changes a single byte of the output."""
 
 import os
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+
+from mergeengine.workflow.cgroups import memory_limit
 
 from mergeengine.units import parse_size
 
@@ -13,8 +13,9 @@ LEAST_DEFAULT_MEMORY = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``memory`` in bytes beyond the imports (default: a quarter of the machine's RAM);
-    ``workers`` defaults to the processors and one more; ``device`` is auto, cpu, cuda, cuda:0."""
+    """``memory`` in bytes beyond the imports (default: a quarter of the RAM, or of a container's
+    limit); ``workers`` defaults to the processors and one more; ``device`` is auto, cpu, cuda,
+    cuda:0."""
 
     device: str = "auto"
     memory: int | None = None
@@ -34,7 +35,9 @@ class Settings:
     def memory_budget(self) -> int:
         if self.memory is not None:
             return self.memory
-        return max(LEAST_DEFAULT_MEMORY, _available_memory() // 4)
+        available = _available_memory()
+        # Where there is little, half of it: the imports need their part.
+        return max(available // 4, min(LEAST_DEFAULT_MEMORY, available // 2))
 
     @property
     def worker_count(self) -> int:
@@ -48,10 +51,11 @@ def _processors() -> int:
 
 
 def _available_memory() -> int:
-    """The machine's RAM, or a container's limit where that is lower."""
+    """The machine's RAM, or the limit of this process's control group where that is lower."""
     limits = []
     if hasattr(os, "sysconf"):
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with suppress(OSError, ValueError):  # no such file, or "max"
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits, default=LEAST_DEFAULT_MEMORY)
+    limit = memory_limit()
+    if limit is not None:
+        limits.append(limit)
+    return min(limits, default=2 * LEAST_DEFAULT_MEMORY)

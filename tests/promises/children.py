@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from mergeengine.errors import MergeEngineError
@@ -130,6 +131,31 @@ def slow_writes(seconds: float) -> None:
         record(self, *args)
 
     writer.ShardWriter.record = slow  # type: ignore[method-assign]
+
+
+def compiled(loop: bool) -> None:
+    """Whether flat blocks are computed by the compiled loop, or everything by torch."""
+    if loop:
+        assert native.library() is not None
+    else:
+        os.environ[native.SWITCH] = "0"
+
+
+def without_output(_: None) -> None:
+    """Blocks are computed, hashed and journalled as ever, and none goes to the disk."""
+    place, write_at = writer.ShardWriter.place, writer._write_at
+
+    def nowhere(self: Any, tensor: int, chunk: int) -> tuple[int, int]:
+        return -1, place(self, tensor, chunk)[1]
+
+    def write(descriptor: int, offset: int, data: memoryview) -> None:
+        if descriptor != -1:
+            write_at(descriptor, offset, data)
+
+    os.posix_fallocate = lambda *_: None
+    shutil.disk_usage = lambda _: SimpleNamespace(free=1 << 60)
+    writer.ShardWriter.place = nowhere  # type: ignore[method-assign]
+    writer._write_at = write
 
 
 def limit_data(extra: int) -> None:
@@ -324,3 +350,14 @@ def projection(plan: Path, options: dict[str, Any]) -> int:
     from mergeengine.workflow.settings import Settings
 
     return prepare(load_plan(plan), Settings(**options)).schedule.projected_bytes
+
+
+def take(size: int) -> int:
+    """Take and touch so much memory: its size."""
+    return len(bytearray(b"x") * size)
+
+
+def default_budget() -> int:
+    from mergeengine.workflow.settings import Settings
+
+    return Settings().memory_budget

@@ -3,9 +3,8 @@
 import os
 from dataclasses import dataclass
 
-from mergeengine.workflow.cgroups import memory_limit
-
 from mergeengine.units import parse_size
+from mergeengine.workflow.cgroups import memory_limit
 
 MOST_DEFAULT_WORKERS = 8
 LEAST_DEFAULT_MEMORY = 1 << 30

@@ -76,12 +76,14 @@ class Step:
         )
 
     def load_bytes(self, elements: int) -> int:
-        """Bytes of all loads for a block of that many elements, each aligned."""
+        """Bytes of all loads for a block of that many elements, each aligned and with room to be
+        moved inside a page (see ``execution.arena.apart``)."""
         return max(
             [
                 sum(
                     [
                         align(min(elements, load.view.numel) * itemsize(load.view, self.compute))
+                        + ALIGNMENT
                         for load in piece.program.loads
                     ]
                 )
@@ -92,7 +94,7 @@ class Step:
 
     def result_bytes(self, elements: int) -> int:
         """Bytes of all results of a block of that many elements, each aligned."""
-        return self.results * align(elements * self.result.itemsize)
+        return self.results * (align(elements * self.result.itemsize) + ALIGNMENT)
 
     def block_elements(self, block: int) -> int:
         """Elements of this pass's largest block: a reduction goes chunk by chunk."""

@@ -175,7 +175,8 @@ class BlockRunner:
                     window.copy_(outcome[_index(source)])
             return place.permute(resolved.order)
         stored = held.stored
-        place = self._arena.take(elements, torch_dtype(stored.dtype)).view(resolved.sizes)
+        beside = stored.offset + (box[0][0] * stored.dtype.itemsize if flat else 0)
+        place = self._arena.take(elements, torch_dtype(stored.dtype), beside).view(resolved.sizes)
         for destination, source in resolved.parts:
             window = place[_index(destination)]
             if source is None:

@@ -16,7 +16,7 @@ from mergeengine.errors import Interrupted, MergeEngineError
 from mergeengine.execution import native
 from mergeengine.execution.arena import Arena, memory_of
 from mergeengine.execution.blocks import Accelerator, BlockRunner, Outcomes
-from mergeengine.execution.fused import NOWHERE, CannotWriteError, FusedRunner
+from mergeengine.execution.fused import CannotWriteError, FusedRunner
 from mergeengine.execution.kernels import torch_dtype
 from mergeengine.execution.reader import Reader
 from mergeengine.execution.reductions import Fold, fold_of
@@ -25,6 +25,9 @@ from mergeengine.lazy.nodes import Node
 from mergeengine.lazy.partition import CHUNK
 
 CPU = torch.device("cpu")
+
+_MOST_RUN = 8  # chunks that a worker is handed at a time
+_RUNS = 16  # and so many times at least
 
 _Outcome = tuple[Node, str]
 
@@ -46,8 +49,8 @@ class FileSink(Sink, Protocol):
     def place(self, tensor: int, chunk: int) -> tuple[int, int]:
         """The open file that a chunk goes to, and the offset there..."""
 
-    def record(self, tensor: int, first_chunk: int, data: memoryview) -> None:
-        """... and then: consecutive chunks with these bytes are in their place."""
+    def record(self, tensor: int, first_chunk: int, digests: list[bytes]) -> None:
+        """... and then: consecutive chunks with these digests (XXH3-128) are in their place."""
 
     def failed(self, tensor: int, error: OSError) -> MergeEngineError:
         """The error to raise where writing there fails."""
@@ -84,13 +87,16 @@ class _Task:
 
 
 class _Work:
-    """Hands out blocks in order; a tensor's next pass starts when its last one is complete."""
+    """Hands out blocks in order; a tensor's next pass starts when its last one is complete.
 
-    def __init__(self, schedule: Schedule, sinks: Sequence[Sink]) -> None:
+    A task of an output pass is of ``run`` chunks, a block where nothing is said.
+    """
+
+    def __init__(self, schedule: Schedule, sinks: Sequence[Sink], run: int | None = None) -> None:
         self.outcomes: dict[_Outcome, Tensor] = {}
         self.error: BaseException | None = None
         self.not_finite: set[tuple[int, int]] = set()  # model, tensor
-        self._block_chunks = schedule.block_chunks
+        self._run = run or schedule.block_chunks
         self._sinks = sinks
         self._users = Counter(_outcome(s) for t in schedule.tensors for s in t.before)
         self._claimed: set[_Outcome] = set()
@@ -174,7 +180,7 @@ class _Work:
 
     def _block(self, state: _State, step: Step) -> _Task | None:
         first, chunks = state.next_chunk, step.chunks
-        most = {"write": self._block_chunks, "reduce": 1, "whole": chunks}[step.kind]
+        most = {"write": self._run, "reduce": 1, "whole": chunks}[step.kind]
         if step.kind == "write":
             while first < chunks and self._is_done(state.tensor, first):
                 first += 1
@@ -225,7 +231,7 @@ def execute(
     worker is raised here after the others have finished their block; so is Interrupted, after
     Ctrl-C. PyTorch's own threads are set to one meanwhile: workers are the parallelism.
     """
-    work = _Work(schedule, sinks)
+    work = _Work(schedule, sinks, _run_chunks(schedule))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with ExitStack() as stack:
@@ -268,7 +274,7 @@ def stream(schedule: Schedule, reader: Reader) -> Iterator[tuple[TensorSchedule,
             if task.step.kind == "write":
                 start, stop = _span(task)
                 if worker.fused is not None and worker.fused.takes(task.step):
-                    (values,) = worker.fused.run(start, stop)
+                    (values,) = worker.fused.compute(start, stop)
                 else:
                     (values,) = worker.runner.run(task.step, start, stop)
                 yield task.state.tensor, start, values
@@ -318,52 +324,82 @@ def _work_on(
                 there = Accelerator(Arena(schedule.device_arena_bytes, device), queue.synchronize)
                 runner = BlockRunner(host, reader, work.outcomes, there)
             while (task := work.next()) is not None:
-                if task.step.kind == "write":
-                    if fused is not None and fused.takes(task.step):
-                        _write_directly(fused, task, sinks, files)
-                        strange = fused.not_finite
-                    else:
-                        blocks = runner.run(task.step, *_span(task))
-                        strange = runner.not_finite
-                        for to, values in zip(task.state.tensor.destinations, blocks, strict=True):
-                            sinks[to.model].write(to.tensor, task.first, memory_of(values))
-                    for number in strange:
-                        to = task.state.tensor.destinations[number]
-                        work.not_finite.add((to.model, to.tensor))
-                    work.done(task, None)
-                    if progress is not None:
-                        start, stop = _span(task)
-                        step = task.step
-                        progress(step.results * (stop - start) * step.result.itemsize)
-                else:
+                if task.step.kind != "write":
                     work.done(task, _leave(runner, task, device))
+                    continue
+                if fused is not None and fused.takes(task.step) and None not in files:
+                    _write_directly(fused, task, files, work, progress)
+                else:
+                    _write_blocks(runner, fused, schedule.block_chunks, task, sinks, work, progress)
+                work.done(task, None)
     except BaseException as error:  # handed to the thread that waits
         work.fail(error)
 
 
 def _write_directly(
-    fused: FusedRunner, task: _Task, sinks: Sequence[Sink], files: Sequence[FileSink | None]
+    fused: FusedRunner,
+    task: _Task,
+    files: Sequence[FileSink | None],
+    work: _Work,
+    progress: Callable[[int], None] | None,
 ) -> None:
-    """Compute a block and write it piece by piece, while the pieces are in the cache."""
+    """Compute chunks and write them piece by piece, while the pieces are in the cache."""
     start, stop = _span(task)
     destinations = task.state.tensor.destinations
-    places = []
-    for to in destinations:
-        file = files[to.model]
-        places.append(NOWHERE if file is None else file.place(to.tensor, task.first))
+    ways = [(sink, to.tensor) for to in destinations if (sink := files[to.model]) is not None]
     try:
-        fused.run(start, stop, places)
+        digests = fused.write(start, stop, [sink.place(n, task.first) for sink, n in ways])
     except CannotWriteError as error:
-        to = destinations[error.result]
-        file = files[to.model]
-        assert file is not None
-        raise file.failed(to.tensor, error) from error
-    for to, data in zip(destinations, fused.written(stop - start), strict=True):
-        file = files[to.model]
-        if file is None:
-            sinks[to.model].write(to.tensor, task.first, data)
-        else:
-            file.record(to.tensor, task.first, data)
+        sink, tensor = ways[error.result]
+        raise sink.failed(tensor, error) from error
+    for (sink, tensor), found in zip(ways, digests, strict=True):
+        sink.record(tensor, task.first, found)
+    _finished(task, fused.not_finite, start, stop, work, progress)
+
+
+def _write_blocks(
+    runner: BlockRunner,
+    fused: FusedRunner | None,
+    block_chunks: int,
+    task: _Task,
+    sinks: Sequence[Sink],
+    work: _Work,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Compute chunks block by block and hand them to the sinks."""
+    quick = fused if fused is not None and fused.takes(task.step) else None
+    for first in range(task.first, task.last, block_chunks):
+        start, stop = _span(task, first, min(first + block_chunks, task.last))
+        blocks = (
+            quick.compute(start, stop) if quick is not None else runner.run(task.step, start, stop)
+        )
+        for to, values in zip(task.state.tensor.destinations, blocks, strict=True):
+            sinks[to.model].write(to.tensor, first, memory_of(values))
+        strange = quick.not_finite if quick is not None else runner.not_finite
+        _finished(task, strange, start, stop, work, progress)
+
+
+def _finished(
+    task: _Task,
+    strange: set[int],
+    start: int,
+    stop: int,
+    work: _Work,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Elements of a task are with the sinks."""
+    for number in strange:
+        to = task.state.tensor.destinations[number]
+        work.not_finite.add((to.model, to.tensor))
+    if progress is not None:
+        progress(task.step.results * (stop - start) * task.step.result.itemsize)
+
+
+def _run_chunks(schedule: Schedule) -> int:
+    """How many chunks to hand out at a time: many, but so that no worker waits long at the end."""
+    chunks = sum(tensor.write.chunks for tensor in schedule.tensors)
+    run = min(_MOST_RUN, chunks // (_RUNS * schedule.workers))
+    return max(1, run // schedule.block_chunks) * schedule.block_chunks
 
 
 def _leave(runner: BlockRunner, task: _Task, device: torch.device) -> Tensor:
@@ -379,8 +415,11 @@ def _leave(runner: BlockRunner, task: _Task, device: torch.device) -> Tensor:
     return run_whole(step.node, operand.view(step.operand.shape).to(device)).cpu()
 
 
-def _span(task: _Task) -> tuple[int, int]:
-    return task.first * CHUNK, min(task.last * CHUNK, task.step.operand.numel)
+def _span(task: _Task, first: int | None = None, last: int | None = None) -> tuple[int, int]:
+    """The elements of a task, or of some of its chunks."""
+    first = task.first if first is None else first
+    last = task.last if last is None else last
+    return first * CHUNK, min(last * CHUNK, task.step.operand.numel)
 
 
 def _outcome(step: Step) -> _Outcome:

@@ -2,32 +2,33 @@
 
 import os
 from collections.abc import Sequence
-from ctypes import Array, c_double, c_float, c_void_p
+from ctypes import Array, c_double, c_float, c_ubyte, c_void_p, string_at
 from dataclasses import dataclass
 from itertools import count
 
 import torch
 from torch import Tensor
+from xxhash import xxh3_128_digest
 
-from mergeengine.compiler.program import Load, Operand, Program, Register
+from mergeengine.compiler.program import Apply, Load, Operand, Program, Register
 from mergeengine.compiler.program import Result as ProgramResult
-from mergeengine.compiler.schedule import Step
+from mergeengine.compiler.schedule import ALIGNMENT, Step
 from mergeengine.errors import MergeEngineError
 from mergeengine.execution import native
-from mergeengine.execution.arena import Arena, memory_of
+from mergeengine.execution.arena import Arena, apart
 from mergeengine.execution.blocks import BlockRunner
 from mergeengine.execution.kernels import torch_dtype
 from mergeengine.execution.reader import Reader
 from mergeengine.execution.views import flat_start
+from mergeengine.lazy.dtypes import BFLOAT16, FLOAT32
+from mergeengine.lazy.partition import CHUNK, chunk_count
 from mergeengine.lazy.stored import Stored
 
 _CACHE = 1 << 20  # bytes of all inputs' pieces: about a second-level cache
 _LEAST_PIECE, _MOST_PIECE = 1 << 14, 1 << 17
 
 FileRange = tuple[int, int]
-"""Where a result goes: an open file and the byte offset in it; a descriptor of -1 is nowhere."""
-
-NOWHERE: FileRange = (-1, 0)
+"""Where a result goes: an open file and the byte offset in it."""
 
 
 class CannotWriteError(OSError):
@@ -43,8 +44,8 @@ class _Ready:
     """A step as the loop takes it, everything in its place in the worker's memory.
 
     ``sources`` are stored tensors, from a flat element on; ``begins`` the same in bytes of their
-    files. ``results`` have room for the largest block, ``memory`` shows their bytes. A block only
-    changes the offsets in ``inputs`` and ``outputs``.
+    files. ``results`` have room for the largest block. Only the places in ``inputs``, ``outputs``
+    and ``targets`` change from block to block.
     """
 
     program: native.Program
@@ -57,7 +58,6 @@ class _Ready:
     targets: Array[c_void_p]
     registers: int
     results: tuple[Tensor, ...]
-    memory: tuple[memoryview, ...]
 
 
 class FusedRunner:
@@ -86,44 +86,44 @@ class FusedRunner:
             self._ready = self._prepare(step)
         return self._ready is not None
 
-    def run(self, start: int, stop: int, places: Sequence[FileRange] = ()) -> list[Tensor]:
-        """Elements ``start:stop`` of the step that ``takes`` was last asked for, each result
-        written to its place. They lie in host memory and are valid until the next block.
+    def compute(self, start: int, stop: int) -> list[Tensor]:
+        """Elements ``start:stop`` (a block at most) of each result of the step that ``takes`` was
+        last asked for. They lie in host memory and are valid until the next block.
+
+        Raises CheckpointError for what cannot be read.
+        """
+        assert self._ready is not None
+        for number, result in enumerate(self._ready.results):
+            self._ready.outputs[number].file = -1
+            self._ready.targets[number] = result.data_ptr()
+        self._run(self._ready, start, stop, None)
+        return [result[: stop - start] for result in self._ready.results]
+
+    def write(self, start: int, stop: int, places: Sequence[FileRange]) -> list[list[bytes]]:
+        """Compute elements ``start:stop`` (whole chunks, however many) of each result, and write
+        them to its place; the digest of each chunk, XXH3-128, of each result.
 
         Raises CheckpointError for what cannot be read, CannotWriteError for what cannot be written.
         """
         assert self._ready is not None
-        ready, elements, outcome = self._ready, stop - start, self._outcome
-        for place, (first, size) in zip(ready.inputs, ready.begins, strict=True):
-            place.offset = first + start * size
-        for place, (file, offset) in zip(
-            ready.outputs, places or [NOWHERE] * len(ready.results), strict=True
-        ):
-            place.file, place.offset = file, offset
-        self._library.run(
-            ready.program,
-            ready.inputs,
-            ready.outputs,
-            ready.buffers,
-            ready.targets,
-            ready.registers,
-            elements,
-            ready.piece,
-            outcome,
-        )
-        if outcome.kind == native.CANNOT_WRITE:
-            raise CannotWriteError(outcome.error, outcome.which)
-        if outcome.kind != native.DONE:
-            raise self._unreadable(outcome, ready.sources[outcome.which][0])
-        return [result[:elements] for result in ready.results]
-
-    def written(self, elements: int) -> list[memoryview]:
-        """The bytes of the last block's results."""
-        assert self._ready is not None
-        return [
-            memory[: elements * result.itemsize]
-            for memory, result in zip(self._ready.memory, self._ready.results, strict=True)
+        ready, count = self._ready, len(places)
+        for number, (file, offset) in enumerate(places):
+            ready.outputs[number].file, ready.outputs[number].offset = file, offset
+            ready.targets[number] = ready.results[number].data_ptr() + apart(offset)
+        chunks = chunk_count(stop - start)
+        found = (c_ubyte * (16 * chunks * count))()
+        self._run(ready, start, stop, found)
+        raw = bytes(found)
+        digests = [
+            [raw[at : at + 16] for at in range(16 * number, len(raw), 16 * count)]
+            for number in range(count)
         ]
+        last = stop - start - (chunks - 1) * CHUNK
+        for number, result in enumerate(ready.results):
+            if last * result.itemsize <= native.SHORT:  # then it is all in the last piece
+                left = string_at(ready.targets[number] or 0, last * result.itemsize)
+                digests[number][-1] = xxh3_128_digest(left)
+        return digests
 
     @property
     def not_finite(self) -> set[int]:
@@ -137,6 +137,28 @@ class FusedRunner:
             for stored, _ in self._ready.sources:
                 self._reader.release(stored.file)
         self._step = self._ready = None
+
+    def _run(self, ready: _Ready, start: int, stop: int, digests: Array[c_ubyte] | None) -> None:
+        for place, (first, size) in zip(ready.inputs, ready.begins, strict=True):
+            place.offset = first + start * size
+        outcome = self._outcome
+        self._library.run(
+            ready.program,
+            ready.inputs,
+            ready.outputs,
+            ready.buffers,
+            ready.targets,
+            ready.registers,
+            stop - start,
+            ready.piece,
+            CHUNK,
+            digests,
+            outcome,
+        )
+        if outcome.kind == native.CANNOT_WRITE:
+            raise CannotWriteError(outcome.error, outcome.which)
+        if outcome.kind != native.DONE:
+            raise self._unreadable(outcome, ready.sources[outcome.which][0])
 
     def _unreadable(self, outcome: native.Outcome, stored: Stored) -> MergeEngineError:
         if outcome.kind == native.ENDS_EARLY:
@@ -160,10 +182,16 @@ class FusedRunner:
         elements = step.block_elements(self._block)
         take = self._arena.take
         self._arena.rewind()
-        results = tuple(take(elements, torch_dtype(step.result)) for _ in range(step.results))
-        buffers = [take(min(piece, elements), torch_dtype(s.dtype)).data_ptr() for s, _ in sources]
-        registers = take((compiled.registers + 1) * native.VECTOR, torch.float64).data_ptr()
+        # Room for a file's place in a page, which is known when a block is written.
+        size = elements * step.result.itemsize
+        rooms = [take(size + ALIGNMENT, torch.uint8) for _ in range(step.results)]
+        results = tuple(room[:size].view(torch_dtype(step.result)) for room in rooms)
         begins = [stored.offset + first * stored.dtype.itemsize for stored, first in sources]
+        buffers = [
+            take(min(piece, elements), torch_dtype(stored.dtype), begin).data_ptr()
+            for (stored, _), begin in zip(sources, begins, strict=True)
+        ]
+        registers = take((compiled.registers + 1) * native.VECTOR, torch.float64).data_ptr()
         files = self._opened([stored for stored, _ in sources])
         return _Ready(
             program=compiled,
@@ -173,10 +201,9 @@ class FusedRunner:
             inputs=(native.Place * len(files))(*(native.Place(file, 0, 0) for file in files)),
             outputs=(native.Place * len(results))(),
             buffers=(c_void_p * len(buffers))(*buffers),
-            targets=(c_void_p * len(results))(*(result.data_ptr() for result in results)),
+            targets=(c_void_p * len(results))(),
             registers=registers,
             results=results,
-            memory=tuple(memory_of(result) for result in results),
         )
 
     def _opened(self, sources: list[Stored]) -> list[int]:
@@ -198,11 +225,18 @@ class FusedRunner:
         found = [self._result(result, step, sources) for result in program.results]
         results = [result for result in found if result is not None]
         copies = all(result.copy >= 0 for result in results)
-        instructions = [] if copies else self._instructions(program, step, numbers)
         dtypes = [
             native.RAW if copies else native.DTYPES.get(stored.dtype.name) for stored in sources
         ]
-        if instructions is None or None in dtypes or len(results) < len(found):
+        if len(results) < len(found) or None in dtypes:
+            return None
+        instructions: list[native.Instruction] | None = []
+        if not copies:
+            stored = _left_in_place(program, step, sources, {result.after for result in results})
+            instructions = self._instructions(program, step, stored, numbers)
+            for result in results:
+                result.after -= sum(position < result.after for position in stored)
+        if instructions is None:
             return None
         pairs = [
             native.Source(dtype, stored.dtype.itemsize)
@@ -232,27 +266,60 @@ class FusedRunner:
         return native.Result(code, size, result.value.index, result.after, -1)
 
     def _instructions(
-        self, program: Program, step: Step, numbers: list[float]
+        self, program: Program, step: Step, in_place: set[int], numbers: list[float]
     ) -> list[native.Instruction] | None:
         """The loop's words for a program, whose ``numbers`` are gathered; None: it lacks one."""
+        places: dict[int, int] = {}  # register -> what it is for the loop
 
         def operand(of: Operand) -> int:
-            """A register's index, or ~k for the number k."""
+            """A register's index, STORED + k for source k as it is, or ~k for the number k."""
             if isinstance(of, Register):
-                return of.index
+                return places[of.index]
             numbers.append(self._runner.number(of.node, step.compute))
             return ~(len(numbers) - 1)
 
         words = []
         sources = count()
-        for each in program.instructions:
+        for position, each in enumerate(program.instructions):
             if isinstance(each, Load):
-                code, operands = native.LOAD, [next(sources), 0, 0]
+                source = next(sources)
+                if position in in_place:
+                    places[each.register.index] = native.STORED + source
+                    continue
+                code, operands = native.LOAD, [source, 0, 0]
             elif each.op in native.OPERATIONS:
                 code = native.OPERATIONS[each.op]
                 operands = [operand(of) for of in each.operands]
                 operands += operands[:1] * (3 - len(operands))  # what it does not use
             else:
                 return None
+            places[each.register.index] = each.register.index
             words.append(native.Instruction(code, each.register.index, *operands))
         return words
+
+
+def _left_in_place(program: Program, step: Step, sources: list[Stored], kept: set[int]) -> set[int]:
+    """The loads that need no register: bfloat16 that float32 sums and products use once or twice.
+    ``kept`` are instructions whose values are results."""
+    found = set()
+    loads = iter(sources)
+    for position, load in enumerate(program.instructions):
+        if not isinstance(load, Load):
+            continue
+        dtype = next(loads).dtype
+        if position in kept or (dtype, step.compute) != (BFLOAT16, FLOAT32):
+            continue
+        users: list[Apply] = []
+        for later in program.instructions[position + 1 :]:
+            if isinstance(later, Apply) and load.register in later.operands:
+                users.append(later)
+            if later.register == load.register:
+                break
+        simple = all(
+            user.op in ("add", "sub", "mul")
+            and all(isinstance(operand, Register) for operand in user.operands)
+            for user in users
+        )
+        if simple and len(users) <= 2:
+            found.add(position)
+    return found

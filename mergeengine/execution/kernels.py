@@ -41,13 +41,22 @@ def _sqrt(values: Tensor, *, out: Tensor) -> Tensor:
     return out
 
 
+def _maximum(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+    # Of two zeros torch takes either, by where they lie: adding 0 leaves the positive one.
+    return torch.maximum(a, b, out=out).add_(0.0)
+
+
+def _minimum(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+    return torch.minimum(a, b, out=out).add_(0.0)
+
+
 OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "add": torch.add,
     "sub": torch.sub,
     "mul": torch.mul,
     "div": torch.div,
-    "maximum": torch.maximum,
-    "minimum": torch.minimum,
+    "maximum": _maximum,
+    "minimum": _minimum,
     "ge": torch.ge,
     "gt": torch.gt,
     "eq": torch.eq,

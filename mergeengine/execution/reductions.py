@@ -66,6 +66,7 @@ class _RowSum:
     """Rows inside a chunk go to their place at once; parts of rows wait, to be added in order."""
 
     def __init__(self, node: Node) -> None:
+        self._empty = not node.inputs[0].numel  # no rows, or rows without elements
         self._row = max(1, node.inputs[0].numel // max(1, node.shape[0]))
         self._result = torch.zeros(node.shape[0], dtype=torch.float64)
         self._parts: list[tuple[int, int, Tensor]] = []  # chunk, row, part of its sum
@@ -81,6 +82,8 @@ class _RowSum:
         return torch.cat(sums)
 
     def accept(self, chunk: int, partial: Tensor) -> None:
+        if self._empty:
+            return
         row = chunk * CHUNK // self._row
         done = 0
         for start, stop in self._pieces(chunk, min(CHUNK, self._total() - chunk * CHUNK)):

@@ -80,13 +80,12 @@ class ShardWriter:
             _write_at(*self.place(tensor, first_chunk), data)
         except OSError as error:
             raise self.failed(tensor, error) from error
-        self.record(tensor, first_chunk, data)
-
-    def record(self, tensor: int, first_chunk: int, data: memoryview) -> None:
-        """Hash and journal chunks whose ``data`` are in their place."""
         size = CHUNK * self._layout.tensors[tensor].dtype.itemsize
         digests = [chunk_digest(data[start : start + size]) for start in range(0, len(data), size)]
-        digests = digests or [chunk_digest(b"")]
+        self.record(tensor, first_chunk, digests or [chunk_digest(b"")])
+
+    def record(self, tensor: int, first_chunk: int, digests: list[bytes]) -> None:
+        """Journal chunks that are in their place; ``digests`` are those of ``chunk_digest``."""
         try:
             self._journal.record(tensor, first_chunk, digests)
         except OSError as error:

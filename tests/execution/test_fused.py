@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
 from mergeengine.compiler.schedule import schedule
-from mergeengine.errors import CheckpointError, InputChangedError
+from mergeengine.errors import CheckpointError, InputChangedError, MergeEngineError
 from mergeengine.execution import native
-from mergeengine.execution.executor import stream
+from mergeengine.execution.executor import execute, stream
 from mergeengine.execution.fused import FusedRunner
 from mergeengine.execution.kernels import torch_dtype
 from mergeengine.execution.reader import Reader
@@ -40,6 +41,9 @@ EXPRESSIONS: dict[str, Callable[[LazyTensor, LazyTensor, LazyTensor], LazyTensor
     "chosen": lambda t, b, f: (f > b).where(0.5, t),
     "shared": lambda t, b, f: (f - b) * (f - b) + t * (f - b),
     "copied": lambda t, b, f: t,
+    "numbers": lambda t, b, f: t / (b * 0.0 + 2.0) - (f * 0.0 + 3.0),
+    "square": lambda t, b, f: t * t - b * (f + b),
+    "kept": lambda t, b, f: (t - b) * t + abs(t),
     "part": lambda t, b, f: t[1:] + (f[1:] - b[1:]),
 }
 
@@ -66,9 +70,9 @@ def bits(values: torch.Tensor) -> bytes:
 def both(outputs: list[OutputTensor], monkeypatch: pytest.MonkeyPatch) -> list[list[bytes]]:
     """By the loop, which must really have been used, and by torch."""
     used = []
-    run = FusedRunner.run
+    run = FusedRunner._run
     with monkeypatch.context() as patch:
-        patch.setattr(FusedRunner, "run", lambda *a: used.append(1) or run(*a))
+        patch.setattr(FusedRunner, "_run", lambda *a: used.append(1) or run(*a))
         ours = values_of(outputs)
     assert len(used) == len(ours)
     with monkeypatch.context() as patch:
@@ -194,6 +198,111 @@ def test_copies_of_every_dtype_keep_their_bytes(
         node = leaf(tmp_path / name, name, (len(values),), values).node
         ours, _ = both([OutputTensor("out", dtype, compute_dtype(dtype), node)], monkeypatch)
         assert b"".join(ours) == bits(values)
+
+
+class Files:
+    """A sink of one file for each tensor; what is recorded is kept."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+        self.paths = [folder / f"out-{number}" for number in range(count)]
+        self.files = [os.open(path, flags) for path in self.paths]
+        self.digests: dict[tuple[int, int], bytes] = {}
+
+    def is_done(self, tensor: int, chunk: int) -> bool:
+        return False
+
+    def write(self, tensor: int, first_chunk: int, data: memoryview) -> None:
+        raise AssertionError("the loop writes itself")
+
+    def place(self, tensor: int, chunk: int) -> tuple[int, int]:
+        return self.files[tensor], 8 + chunk * CHUNK  # of single bytes
+
+    def record(self, tensor: int, first_chunk: int, digests: list[bytes]) -> None:
+        self.digests.update(((tensor, first_chunk + n), each) for n, each in enumerate(digests))
+
+    def failed(self, tensor: int, error: OSError) -> MergeEngineError:
+        return MergeEngineError(str(error))
+
+
+@pytest.mark.parametrize("level", range(3))
+def test_digests_are_those_of_the_xxhash_package(
+    level: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Around every limit of the algorithm, of pieces (2^17 elements) and of chunks."""
+    loop = native.library()
+    assert loop is not None
+    if level > native.Library(loop.path).level:
+        pytest.skip("this processor does not have these instructions")
+    monkeypatch.setattr(loop, "level", level)
+    near = [64, 128, 240, 1024, 2048, 1 << 17, (1 << 17) + 64, CHUNK, 3 * CHUNK, 20 * CHUNK]
+    sizes = [0, 1, 17, *(limit + n for limit in near for n in (-1, 0, 1, 63, 65))]
+    dtype = BY_NAME["uint8"]
+    outputs, contents = [], []
+    for size in sizes:
+        values = torch.randint(
+            0, 256, (size,), dtype=torch.uint8, generator=torch.Generator().manual_seed(size)
+        )
+        node = leaf(tmp_path / f"{size}", "uint8", (size,), values).node
+        outputs.append(OutputTensor(str(size), dtype, BY_NAME["float32"], node))
+        contents.append(bits(values))
+    sink = Files(tmp_path, len(sizes))
+    execute(schedule(Graph(tuple(outputs)), memory=1 << 30, workers=2), sink)
+    for number, content in enumerate(contents):
+        assert sink.paths[number].read_bytes()[8:] == content
+        for chunk in range(max(1, -(-len(content) // CHUNK))):
+            part = content[chunk * CHUNK : (chunk + 1) * CHUNK]
+            assert sink.digests[number, chunk] == xxhash.xxh3_128_digest(part), len(content)
+
+
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    names=st.lists(st.sampled_from(sorted(set(EXPRESSIONS) - {"part"})), min_size=1, max_size=6),
+    inputs=st.tuples(*[st.sampled_from(FLOATS)] * 3),
+    output=st.sampled_from(FLOATS),
+    compute=st.sampled_from(["auto", "float32", "float64"]),
+    count=st.sampled_from([1, 2047, 5000, 140_000]),
+    seed=st.integers(0, 1000),
+)
+def test_several_results_are_those_of_one_at_a_time(
+    names: list[str],
+    inputs: tuple[str, str, str],
+    output: str,
+    compute: str,
+    count: int,
+    seed: int,
+    tmp_path: Path,
+) -> None:
+    leaves = [
+        leaf(tmp_path / f"{seed}-{n}", dtype, (count,), random_bits(dtype, count, 3 * seed + n))
+        for n, dtype in enumerate(inputs)
+    ]
+    dtype = BY_NAME[output]
+    tensors = [
+        OutputTensor("out", dtype, compute_dtype(dtype, compute), EXPRESSIONS[name](*leaves).node)
+        for name in names
+    ]
+    together = schedule(*(Graph((t,)) for t in tensors), memory=1 << 30, workers=1)
+    assert len(together.tensors) == 1
+    sinks = [Kept() for _ in names]
+    execute(together, *sinks)
+    for tensor, sink in zip(tensors, sinks, strict=True):
+        assert [sink.data] == [bits(block) for block in values_of([tensor])]
+
+
+class Kept:
+    """A sink in memory, of one block."""
+
+    data = b""
+
+    def is_done(self, tensor: int, chunk: int) -> bool:
+        return False
+
+    def write(self, tensor: int, first_chunk: int, data: memoryview) -> None:
+        self.data = bytes(data)
 
 
 def test_empty_tensors_and_scalars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

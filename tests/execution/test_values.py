@@ -182,3 +182,16 @@ def test_random_layouts(store: Store, data: st.DataObject) -> None:
         else:
             value = value * -0.5
     assert torch.equal(computed(value, dtype=FLOAT32)[0], oracle(value.node).to(torch.float32))
+
+
+def test_sums_of_rows_without_elements(store: Store) -> None:
+    for shape in ((3, 0), (0, 3), (0, 0)):
+        a = store(torch.zeros(shape))
+        assert torch.equal(computed(a.row_sum())[0].flatten(), torch.zeros(shape[0]).double())
+
+
+def test_of_two_zeros_the_positive_one_wherever_they_lie(store: Store) -> None:
+    positive, negative = store(torch.zeros(37)), store(-torch.zeros(37))
+    for a, b in ((positive, negative), (negative, positive)):
+        for values in computed(a.maximum(b), a.minimum(b)):
+            assert not torch.signbit(values).any()

@@ -208,8 +208,8 @@ def die_at(point: tuple[int, str]) -> None:
         if here and moment == "before":
             os._exit(9)
         if here and moment == "torn":
-            *others, elements, piece, outcome = args
-            loop(*others, elements // 2, piece, outcome)
+            *others, elements, piece, chunk, digests, outcome = args
+            loop(*others, elements // 2, piece, chunk, digests, outcome)
             os._exit(9)
         loop(*args)
         if here:

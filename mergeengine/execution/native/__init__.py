@@ -17,6 +17,7 @@ from ctypes import (
     c_int,
     c_int32,
     c_int64,
+    c_ubyte,
     c_void_p,
 )
 from functools import cache
@@ -27,6 +28,8 @@ SWITCH = "MERGEENGINE_NATIVE"
 """Environment variable; 0 leaves everything to torch, with the same result."""
 
 VECTOR = 2048  # as in native.c
+STORED = 1 << 20
+SHORT = 240
 DTYPES = {"bfloat16": 0, "float16": 1, "float32": 2, "float64": 3}
 RAW = 4
 LOAD = 0
@@ -93,7 +96,8 @@ class Library:
         self._run = loaded.me_run
         self._run.argtypes = [
             *(POINTER(Program), c_int, POINTER(Place), POINTER(Place)),
-            *(POINTER(c_void_p), POINTER(c_void_p), c_void_p, c_int64, c_int64, POINTER(Outcome)),
+            *(POINTER(c_void_p), POINTER(c_void_p), c_void_p, c_int64, c_int64, c_int64),
+            *(POINTER(c_ubyte), POINTER(Outcome)),
         ]
 
     @property
@@ -110,13 +114,17 @@ class Library:
         registers: int,
         elements: int,
         piece: int,
+        chunk: int,
+        digests: "Array[c_ubyte] | None",
         outcome: Outcome,
     ) -> None:
         """``elements`` of every result, ``piece`` at a time; other threads run meanwhile.
 
-        Addresses: ``buffers`` hold a piece of each source,
-        ``targets`` all elements of each result, ``registers`` one more than the program's. An
-        output whose file is -1 is not written.
+        Addresses: ``buffers`` hold a piece of each source, ``registers`` one more than the
+        program's. An output whose file is -1 is not written. Without ``digests``, ``targets`` take
+        all elements of each result; with them a piece, again and again, and ``digests`` take the
+        XXH3-128 (16 bytes) of every ``chunk`` elements of every result, chunk by chunk, where that
+        is more than ``SHORT`` bytes.
         """
         self._run(
             byref(program),
@@ -128,6 +136,8 @@ class Library:
             registers,
             elements,
             piece,
+            chunk,
+            digests,
             byref(outcome),
         )
 

@@ -13,13 +13,23 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#define STORED (1 << 20)
 #define VECTOR 2048 /* elements of a register: three of them fit the first-level cache */
+
+/* A loop's result may lie in an operand's place: one element never depends on another. */
+#if defined(__clang__)
+#define SAME_PLACE_OR_APART _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define SAME_PLACE_OR_APART _Pragma("GCC ivdep")
+#endif
 
 enum { BF16, F16, F32, F64, RAW };
 enum { LOAD, ADD, SUB, MUL, DIV, GE, GT, EQ, NEG, ABSOLUTE, SQUARE_ROOT, WHERE };
 
 typedef struct {
-    int32_t op, to, a, b, c; /* operands: a register, or ~k for the number k; LOAD: a source */
+    /* Operands: a register, ~k for the number k, or STORED + k for source k as it is stored (bf16,
+       in ADD, SUB and MUL of float arithmetic, apart from a number); LOAD: a source. */
+    int32_t op, to, a, b, c;
 } Instruction;
 
 typedef struct {
@@ -105,12 +115,69 @@ static inline float double_to_odd(double value) {
     return bits_to_float(inexact ? (outward ? bits + 1 : bits - 1) : bits);
 }
 
+typedef struct {
+    uint64_t sums[8];
+    int64_t size;
+    unsigned char end[64]; /* of the piece before */
+} Digest;
+
+static const unsigned char SECRET[192] = {
+    0xb8, 0xfe, 0x6c, 0x39, 0x23, 0xa4, 0x4b, 0xbe, 0x7c, 0x01, 0x81, 0x2c, 0xf7, 0x21, 0xad, 0x1c,
+    0xde, 0xd4, 0x6d, 0xe9, 0x83, 0x90, 0x97, 0xdb, 0x72, 0x40, 0xa4, 0xa4, 0xb7, 0xb3, 0x67, 0x1f,
+    0xcb, 0x79, 0xe6, 0x4e, 0xcc, 0xc0, 0xe5, 0x78, 0x82, 0x5a, 0xd0, 0x7d, 0xcc, 0xff, 0x72, 0x21,
+    0xb8, 0x08, 0x46, 0x74, 0xf7, 0x43, 0x24, 0x8e, 0xe0, 0x35, 0x90, 0xe6, 0x81, 0x3a, 0x26, 0x4c,
+    0x3c, 0x28, 0x52, 0xbb, 0x91, 0xc3, 0x00, 0xcb, 0x88, 0xd0, 0x65, 0x8b, 0x1b, 0x53, 0x2e, 0xa3,
+    0x71, 0x64, 0x48, 0x97, 0xa2, 0x0d, 0xf9, 0x4e, 0x38, 0x19, 0xef, 0x46, 0xa9, 0xde, 0xac, 0xd8,
+    0xa8, 0xfa, 0x76, 0x3f, 0xe3, 0x9c, 0x34, 0x3f, 0xf9, 0xdc, 0xbb, 0xc7, 0xc7, 0x0b, 0x4f, 0x1d,
+    0x8a, 0x51, 0xe0, 0x4b, 0xcd, 0xb4, 0x59, 0x31, 0xc8, 0x9f, 0x7e, 0xc9, 0xd9, 0x78, 0x73, 0x64,
+    0xea, 0xc5, 0xac, 0x83, 0x34, 0xd3, 0xeb, 0xc3, 0xc5, 0x81, 0xa0, 0xff, 0xfa, 0x13, 0x63, 0xeb,
+    0x17, 0x0d, 0xdd, 0x51, 0xb7, 0xf0, 0xda, 0x49, 0xd3, 0x16, 0x55, 0x26, 0x29, 0xd4, 0x68, 0x9e,
+    0x2b, 0x16, 0xbe, 0x58, 0x7d, 0x47, 0xa1, 0xfc, 0x8f, 0xf8, 0xb8, 0xd1, 0x7a, 0xd0, 0x31, 0xce,
+    0x45, 0xcb, 0x3a, 0x8f, 0x95, 0x16, 0x04, 0x28, 0xaf, 0xd7, 0xfb, 0xca, 0xbb, 0x4b, 0x40, 0x7e};
+
+static void begin(Digest *d) {
+    static const uint64_t sums[8] = {0xC2B2AE3D,         0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F,
+                                     0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x85EBCA77,
+                                     0x27D4EB2F165667C5, 0x9E3779B1};
+    memset(d, 0, sizeof *d);
+    memcpy(d->sums, sums, sizeof sums);
+}
+
+static uint64_t folded(uint64_t a, uint64_t b) {
+    uint64_t low = (a & 0xFFFFFFFF) * (b & 0xFFFFFFFF), high = (a >> 32) * (b >> 32);
+    uint64_t one = (a >> 32) * (b & 0xFFFFFFFF), two = (a & 0xFFFFFFFF) * (b >> 32);
+    uint64_t middle = (low >> 32) + (one & 0xFFFFFFFF) + two;
+    return ((low & 0xFFFFFFFF) | middle << 32) ^ (high + (one >> 32) + (middle >> 32));
+}
+
+static uint64_t merged(const uint64_t *sums, const unsigned char *secret, uint64_t result) {
+    uint64_t key[8];
+    memcpy(key, secret, 64);
+    for (int i = 0; i < 8; i += 2)
+        result += folded(sums[i] ^ key[i], sums[i + 1] ^ key[i + 1]);
+    result = (result ^ result >> 37) * 0x165667919E3779F9;
+    return result ^ result >> 32;
+}
+
+static void finish(const Digest *d, unsigned char *result) {
+    const uint64_t size = (uint64_t)d->size;
+    uint64_t low = merged(d->sums, SECRET + 11, size * 0x9E3779B185EBCA87);
+    uint64_t high = merged(d->sums, SECRET + 117, ~(size * 0xC2B2AE3D27D4EB4F));
+    for (int i = 0; i < 8; i++) {
+        result[i] = (unsigned char)(high >> (56 - 8 * i));
+        result[8 + i] = (unsigned char)(low >> (56 - 8 * i));
+    }
+}
+
 #define LEVEL(name) name##_plain
 #include "vector.h"
+#include "digest.h"
 #undef LEVEL
 
 #if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
 #define LEVELS 1
+#define WIDE 1
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
 #else
@@ -119,6 +186,7 @@ static inline float double_to_odd(double value) {
 #endif
 #define LEVEL(name) name##_avx2
 #include "vector.h"
+#include "digest.h"
 #undef LEVEL
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -130,6 +198,7 @@ static inline float double_to_odd(double value) {
 #endif
 #define LEVEL(name) name##_avx512
 #include "vector.h"
+#include "digest.h"
 #undef LEVEL
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -139,6 +208,7 @@ static inline float double_to_odd(double value) {
 #endif
 
 typedef int Vector(const Program *, char *, const char *const *, char *const *, long, long);
+typedef void Hash(Digest *, const unsigned char *, long, int, unsigned char *);
 
 /* 0: plain C, 1: AVX2, 2: AVX-512. */
 int me_level(void) {
@@ -160,6 +230,16 @@ static Vector *vector_of(int level) {
         return vector_avx2;
 #endif
     return vector_plain;
+}
+
+static Hash *hash_of(int level) {
+#ifdef LEVELS
+    if (level == 2)
+        return digest_avx512;
+    if (level == 1)
+        return digest_avx2;
+#endif
+    return digest_plain;
 }
 
 static int read_fully(int file, char *to, int64_t size, int64_t offset, Outcome *outcome) {
@@ -217,19 +297,38 @@ static void announce(int file, int64_t offset, int64_t size) {
 #endif
 }
 
+static void announce_chunk(const Program *p, const Place *inputs, int64_t start, int64_t elements,
+                           int64_t chunk) {
+    const int64_t count = elements - start < chunk ? elements - start : chunk;
+    for (int k = 0; count > 0 && k < p->source_count; k++) {
+        const int32_t size = p->sources[k].itemsize;
+        announce(inputs[k].file, inputs[k].offset + start * size, count * size);
+    }
+}
+
 /* `elements` elements of every result, `piece` at a time. `inputs` and `outputs` are where they
    lie in files (an output's file may be -1: not written); `buffers` are the inputs' buffers of a
-   piece each, `targets` the results' of all elements. `registers` hold the program's and one more. */
+   piece each. `registers` hold the program's and one more.
+
+   Without `digests`, `targets` take the results' elements. With `digests`, `targets` are of a piece
+   each, used over and over, and what is left is the XXH3-128 of every `chunk` elements (a multiple
+   of `piece`) of every result, chunk by chunk, where that is more than 240 bytes. */
 int me_run(const Program *p, int level, const Place *inputs, const Place *outputs,
            char *const *buffers, char *const *targets, char *registers, int64_t elements,
-           int64_t piece, Outcome *outcome) {
+           int64_t piece, int64_t chunk, unsigned char *digests, Outcome *outcome) {
     Vector *vector = vector_of(level);
+    Hash *hash = hash_of(level);
     char *moved[p->results];
+    Digest states[p->results];
     memset(outcome, 0, sizeof *outcome);
-    for (int k = 0; k < p->source_count; k++)
-        announce(inputs[k].file, inputs[k].offset, elements * p->sources[k].itemsize);
+    announce_chunk(p, inputs, 0, elements, chunk);
     for (int64_t start = 0; start < elements; start += piece) {
-        const long count = elements - start < piece ? elements - start : piece;
+        const int64_t count = elements - start < piece ? elements - start : piece;
+        const int64_t end = start + count, number = start / chunk;
+        const int first_of_chunk = start % chunk == 0;
+        const int last_of_chunk = end % chunk == 0 || end == elements;
+        if (first_of_chunk)
+            announce_chunk(p, inputs, start + chunk, elements, chunk);
         for (int k = 0; k < p->source_count; k++) {
             const int32_t size = p->sources[k].itemsize;
             outcome->which = k;
@@ -239,7 +338,7 @@ int me_run(const Program *p, int level, const Place *inputs, const Place *output
         }
         for (int r = 0; r < p->results; r++) {
             const Result *result = &p->outputs[r];
-            moved[r] = targets[r] + start * result->itemsize;
+            moved[r] = targets[r] + (digests ? 0 : start * result->itemsize);
             if (result->copy >= 0)
                 memcpy(moved[r], buffers[result->copy], (size_t)(count * result->itemsize));
         }
@@ -248,10 +347,16 @@ int me_run(const Program *p, int level, const Place *inputs, const Place *output
             outcome->strange |= vector(p, registers, (const char *const *)buffers, moved, first, n);
         }
         for (int r = 0; r < p->results; r++) {
+            const int64_t size = p->outputs[r].itemsize;
             outcome->which = r;
-            if (outputs[r].file >= 0 &&
-                write_fully(outputs[r].file, moved[r], count * p->outputs[r].itemsize,
-                            outputs[r].offset + start * p->outputs[r].itemsize, outcome))
+            if (digests) {
+                if (first_of_chunk)
+                    begin(&states[r]);
+                hash(&states[r], (const unsigned char *)moved[r], count * size, last_of_chunk,
+                     digests + (number * p->results + r) * 16);
+            }
+            if (outputs[r].file >= 0 && write_fully(outputs[r].file, moved[r], count * size,
+                                                    outputs[r].offset + start * size, outcome))
                 return -1;
         }
     }

@@ -12,24 +12,28 @@
         switch (dtype) {                                                                           \
         case BF16: {                                                                               \
             const uint16_t *source = from;                                                         \
+            SAME_PLACE_OR_APART                                                                    \
             for (long i = 0; i < n; i++)                                                           \
                 to[i] = (REAL)bits_to_float((uint32_t)source[i] << 16);                            \
             break;                                                                                 \
         }                                                                                          \
         case F16: {                                                                                \
             const uint16_t *source = from;                                                         \
+            SAME_PLACE_OR_APART                                                                    \
             for (long i = 0; i < n; i++)                                                           \
                 to[i] = (REAL)half_to_float(source[i]);                                            \
             break;                                                                                 \
         }                                                                                          \
         case F32: {                                                                                \
             const float *source = from;                                                            \
+            SAME_PLACE_OR_APART                                                                    \
             for (long i = 0; i < n; i++)                                                           \
                 to[i] = (REAL)source[i];                                                           \
             break;                                                                                 \
         }                                                                                          \
         case F64: {                                                                                \
             const double *source = from;                                                           \
+            SAME_PLACE_OR_APART                                                                    \
             for (long i = 0; i < n; i++)                                                           \
                 to[i] = (REAL)source[i];                                                           \
             break;                                                                                 \
@@ -44,6 +48,7 @@ LOADS(double, double)
 /* --- operations: an operand is a register or, with a step of 0, one number ---------------- */
 
 #define LOOP(REAL, EXPRESSION)                                                                     \
+    SAME_PLACE_OR_APART                                                                            \
     for (long i = 0; i < n; i++) {                                                                 \
         REAL x = a[i * as], y = b[i * bs];                                                         \
         (void)y;                                                                                   \
@@ -59,6 +64,9 @@ LOADS(double, double)
     } else if (a_steps) {                                                                          \
         enum { as = 1, bs = 0 };                                                                   \
         BODY                                                                                       \
+    } else if (!b_steps) {                                                                         \
+        enum { as = 0, bs = 0 };                                                                   \
+        BODY                                                                                       \
     } else {                                                                                       \
         enum { as = 0, bs = 1 };                                                                   \
         BODY                                                                                       \
@@ -68,6 +76,7 @@ LOADS(double, double)
     static void LEVEL(apply_##NAME)(int op, const REAL *a, int a_steps, const REAL *b,             \
                                     int b_steps, const REAL *c, int c_steps, REAL *to, long n) {   \
         if (op == WHERE) {                                                                         \
+            SAME_PLACE_OR_APART                                                                    \
             for (long i = 0; i < n; i++) {                                                         \
                 REAL x = a[a_steps ? i : 0], y = b[b_steps ? i : 0], z = c[c_steps ? i : 0];       \
                 to[i] = x != 0 ? y : z;                                                            \
@@ -94,21 +103,59 @@ APPLY(double, double, __builtin_fabs, __builtin_sqrt)
 #undef STEPS
 #undef LOOP
 
+/* The same, with operands as they are stored: a bfloat16 costs less to widen again than to keep. */
+
+#define WIDENED(source) bits_to_float((uint32_t)(source) << 16)
+#define FROM(OF_A, OF_B, A, B)                                                                     \
+    {                                                                                              \
+        const OF_A *x = a;                                                                         \
+        const OF_B *y = b;                                                                         \
+        switch (op) {                                                                              \
+        case ADD:                                                                                  \
+            SAME_PLACE_OR_APART                                                                    \
+            for (long i = 0; i < n; i++)                                                           \
+                to[i] = (A) + (B);                                                                 \
+            break;                                                                                 \
+        case SUB:                                                                                  \
+            SAME_PLACE_OR_APART                                                                    \
+            for (long i = 0; i < n; i++)                                                           \
+                to[i] = (A) - (B);                                                                 \
+            break;                                                                                 \
+        case MUL:                                                                                  \
+            SAME_PLACE_OR_APART                                                                    \
+            for (long i = 0; i < n; i++)                                                           \
+                to[i] = (A) * (B);                                                                 \
+            break;                                                                                 \
+        }                                                                                          \
+    }
+
+static void LEVEL(apply_stored)(int op, const void *a, int a_stored, const void *b, int b_stored,
+                                float *to, long n) {
+    if (a_stored && b_stored)
+        FROM(uint16_t, uint16_t, WIDENED(x[i]), WIDENED(y[i]))
+    else if (a_stored)
+        FROM(uint16_t, float, WIDENED(x[i]), y[i])
+    else
+        FROM(float, uint16_t, x[i], WIDENED(y[i]))
+}
+#undef FROM
+#undef WIDENED
+
 /* --- stores: one rounding to nearest even; NaNs become one pattern ------------------------- */
 
 /* Each returns whether a value is not finite. */
 
 static int LEVEL(store_bf16)(const float *restrict from, uint16_t *restrict to, long n) {
-    uint16_t most = 0;
+    uint32_t most = 0;
     for (long i = 0; i < n; i++) {
-        uint32_t u = float_to_bits(from[i]);
-        uint32_t rounded = (u + 0x7FFF + ((u >> 16) & 1)) >> 16;
-        uint16_t value = (u & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : (uint16_t)rounded;
-        uint16_t magnitude = value & 0x7FFF;
-        to[i] = value;
+        uint32_t u = float_to_bits(from[i]), magnitude = u & 0x7FFFFFFF;
+        to[i] = (uint16_t)((u + 0x7FFF + ((u >> 16) & 1)) >> 16);
         most = magnitude > most ? magnitude : most;
     }
-    return most >= 0x7F80;
+    if (most > 0x7F800000) /* rare enough to look again */
+        for (long i = 0; i < n; i++)
+            to[i] = (float_to_bits(from[i]) & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC0 : to[i];
+    return most >= 0x7F7F8000; /* what rounds to infinity, too */
 }
 
 static int LEVEL(store_f16)(const float *restrict from, uint16_t *restrict to, long n) {
@@ -168,9 +215,10 @@ static int LEVEL(vector)(const Program *p, char *registers, const char *const *s
     const int wide = p->compute == F64;
     const long size = VECTOR * (wide ? 8 : 4);
 #define REGISTER(index) (registers + (index) * size)
-#define OPERAND(k) (k >= 0 ? (const void *)REGISTER(k)                                             \
-                           : wide ? (const void *)&p->numbers[~k]                                  \
-                                  : (const void *)&p->rounded[~k])
+#define OPERAND(k) (k >= STORED ? (const void *)(sources[k - STORED] + first * 2)                   \
+                    : k >= 0    ? (const void *)REGISTER(k)                                        \
+                    : wide      ? (const void *)&p->numbers[~k]                                    \
+                                : (const void *)&p->rounded[~k])
     for (int k = 0; k < p->count; k++) {
         const Instruction *i = &p->instructions[k];
         void *to = REGISTER(i->to);
@@ -181,7 +229,10 @@ static int LEVEL(vector)(const Program *p, char *registers, const char *const *s
                 LEVEL(load_double)(source->dtype, from, to, n);
             else
                 LEVEL(load_float)(source->dtype, from, to, n);
-        } else if (wide)
+        } else if (i->a >= STORED || i->b >= STORED)
+            LEVEL(apply_stored)(i->op, OPERAND(i->a), i->a >= STORED, OPERAND(i->b),
+                                i->b >= STORED, to, n);
+        else if (wide)
             LEVEL(apply_double)(i->op, OPERAND(i->a), i->a >= 0, OPERAND(i->b), i->b >= 0,
                                 OPERAND(i->c), i->c >= 0, to, n);
         else

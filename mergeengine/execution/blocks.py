@@ -1,7 +1,6 @@
 """One block of one step: views are read, tiles computed, the result left in the arena."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from itertools import product
 from math import prod
 
@@ -9,231 +8,110 @@ import torch
 from torch import Tensor
 
 from mergeengine.compiler.program import Load, Operand, Program, Scalar, tile_shape
-from mergeengine.compiler.schedule import SCRATCH, TILE, Step, arithmetic_of
+from mergeengine.compiler.schedule import SCRATCH, TILE, Step
 from mergeengine.execution.arena import Arena
+from mergeengine.execution.inputs import (
+    Inputs,
+    Outcomes,
+    Region,
+    index_of,
+    regions,
+    restricted,
+    sizes_of,
+)
 from mergeengine.execution.kernels import OPERATIONS, round_into, torch_dtype
 from mergeengine.execution.reader import Reader
-from mergeengine.execution.views import Resolved, flat_start, read_box, resolve
 from mergeengine.lazy.algebra import Box, broadcast
 from mergeengine.lazy.dtypes import DType
 from mergeengine.lazy.nodes import Node
-from mergeengine.lazy.partition import boxes
-
-Outcomes = Mapping[tuple[Node, str], Tensor]
-"""(reduction or whole node, name of the arithmetic's dtype) -> its value, on the CPU."""
-
-
-@dataclass(frozen=True, slots=True)
-class Accelerator:
-    """Memory on a device, and how to wait until the work issued to it is done."""
-
-    arena: Arena
-    wait: Callable[[], None]
 
 
 class BlockRunner:
-    """What one worker computes with: its memory, the reader, and what earlier passes left.
+    """What one worker of the CPU computes with: its memory, and where inputs come from."""
 
-    With an ``accelerator`` the inputs' own bytes are copied to the device, converted and computed
-    there, and only the output's bytes come back; ``arena`` is then pinned host memory.
-    """
-
-    def __init__(
-        self,
-        arena: Arena,
-        reader: Reader,
-        outcomes: Outcomes,
-        accelerator: Accelerator | None = None,
-    ) -> None:
+    def __init__(self, arena: Arena, reader: Reader, outcomes: Outcomes) -> None:
         self._arena = arena
-        self._accelerator = accelerator
-        self._compute_arena = accelerator.arena if accelerator else arena
-        self._reader = reader
-        self._outcomes = outcomes
-        self._scalars: dict[tuple[Node, str], Tensor] = {}
-        self._scratch = torch.empty(0)
+        self._inputs = Inputs(reader, outcomes)
         self.not_finite = False  # whether the last block may hold infinities or NaN
 
     def run(self, step: Step, start: int, stop: int) -> Tensor:
         """Elements ``start:stop`` (flat) of the step's operand, in the step's result dtype.
 
-        The tensor lies in host memory, is flat, and is valid until the next block.
+        The tensor lies in the arena, is flat, and is valid until the next block.
         """
         self.not_finite = False
         self._arena.rewind()
-        self._scratch = self._arena.take(SCRATCH, torch.uint8)
-        host = self._arena.take(stop - start, torch_dtype(step.result))
-        result = host
-        if self._accelerator:
-            self._compute_arena.rewind()
-            result = self._compute_arena.take(stop - start, torch_dtype(step.result))
-        marks = self._arena.mark(), self._compute_arena.mark()
-        if len(step.pieces) == 1 and step.pieces[0].program.flat:
-            self._region(step, step.pieces[0].program, ((start, stop),), result, flat=True)
-        else:
-            done = 0
-            for box in boxes(step.operand.shape, start, stop):
-                sizes = _sizes(box)
-                target = result[done : done + prod(sizes)].view(sizes)
-                done += prod(sizes)
-                for piece in step.pieces:
-                    common = _intersection(box, piece.box)
-                    if common is not None:
-                        self._arena.rewind(marks[0])
-                        self._compute_arena.rewind(marks[1])
-                        window = target[_index(_relative(common, box))]
-                        inside = _relative(common, piece.box)
-                        self._region(step, piece.program, inside, window, flat=False)
-        if self._accelerator:
-            host.copy_(result, non_blocking=True)
-            self._accelerator.wait()
-            self.not_finite = self.not_finite and not _finite(host)
-        return host
+        scratch = self._arena.take(SCRATCH, torch.uint8)
+        result = self._arena.take(stop - start, torch_dtype(step.result))
+        mark = self._arena.mark()
+        for region in regions(step, start, stop):
+            self._arena.rewind(mark)
+            self._region(step, region, region.window(result), scratch)
+        return result
 
-    def _region(self, step: Step, program: Program, box: Box, out: Tensor, *, flat: bool) -> None:
-        """Compute one box of one piece into ``out``, a window of the result."""
-        loaded = [self._load(load, step.compute, box, flat=flat) for load in program.loads]
-        if program.copy is not None and loaded[0].dtype == out.dtype:
-            out.copy_(loaded[0], non_blocking=True)
-            return
-        sizes = _sizes(box)
-        elements = max(1, prod(sizes))
-        # A device has no small cache to stay in, and few large kernels suit it better.
-        limit = elements if self._accelerator else min(TILE, elements)
-        registers = [
-            self._compute_arena.take(limit, torch_dtype(step.compute))
-            for _ in range(program.registers)
+    def number(self, node: Node, compute: DType) -> float:
+        """The value of a number, in float64."""
+        return self._inputs.number(node, compute)
+
+    def _region(self, step: Step, region: Region, out: Tensor, scratch: Tensor) -> None:
+        """Compute one region into ``out``, its window of the result."""
+        program = region.program
+        loaded = [
+            self._inputs.load(load, step.compute, region, self._arena, scratch)
+            for load in program.loads
         ]
+        if program.copy is not None and loaded[0].dtype == out.dtype:
+            out.copy_(loaded[0])
+            return
+        sizes = sizes_of(region.box)
+        limit = min(TILE, max(1, prod(sizes)))
+        registers = [
+            self._arena.take(limit, torch_dtype(step.compute)) for _ in range(program.registers)
+        ]
+
+        def number(node: Node) -> Tensor:
+            return self._inputs.scalar(node, step.compute)
+
         for tile in _tiles(sizes, limit):
-            value = self._tile(step.compute, program, tile, loaded, registers)
-            window = out[_index(tile)]
+            value = evaluate(program, tile, loaded, registers, number)
+            window = out[index_of(tile)]
             if value.shape == ():
                 window.fill_(value)
             else:
                 self.not_finite |= round_into(window, value)
 
-    def _tile(
-        self,
-        compute: DType,
-        program: Program,
-        tile: Box,
-        loaded: list[Tensor],
-        registers: list[Tensor],
-    ) -> Tensor:
-        values: dict[int, Tensor] = {}
 
-        def operand(of: Operand) -> Tensor:
-            return self._scalar(of.node, compute) if isinstance(of, Scalar) else values[of.index]
+def evaluate(
+    program: Program,
+    tile: Box,
+    loaded: list[Tensor],
+    registers: list[Tensor],
+    number: Callable[[Node], Tensor],
+) -> Tensor:
+    """Run a program's instructions over a tile of its box: a register's part, or a number.
 
-        raws = iter(loaded)
-        for instruction in program.instructions:
-            index = instruction.register.index
-            if isinstance(instruction, Load):
-                raw = next(raws)
-                part = raw[_index(_restricted(tile, tuple(raw.shape)))]
-                place = registers[index][: part.numel()].view(part.shape)
-                values[index] = place.copy_(part)
-            else:
-                operands = [operand(o) for o in instruction.operands]
-                shape = broadcast([tuple(o.shape) for o in operands])
-                place = registers[index][: prod(shape)].view(shape)
-                values[index] = OPERATIONS[instruction.op](*operands, out=place)
-        return operand(program.result)
+    ``loaded`` are the loads' values in the box, as stored; ``registers`` are flat, in the dtype of
+    the arithmetic and large enough for the tile; ``number`` gives values of shape () in that dtype.
+    """
+    values: dict[int, Tensor] = {}
 
-    def _load(self, load: Load, compute: DType, box: Box, *, flat: bool) -> Tensor:
-        """A box of a view, in the dtype it is stored in, where the arithmetic happens."""
-        if flat:
-            resolved, shape = _flattened(load.view, box)
+    def operand(of: Operand) -> Tensor:
+        return number(of.node) if isinstance(of, Scalar) else values[of.index]
+
+    raws = iter(loaded)
+    for instruction in program.instructions:
+        index = instruction.register.index
+        if isinstance(instruction, Load):
+            raw = next(raws)
+            part = raw[index_of(restricted(tile, tuple(raw.shape)))]
+            place = registers[index][: part.numel()].view(part.shape)
+            values[index] = place.copy_(part)
         else:
-            resolved = resolve(load.view, _restricted(box, load.view.shape))
-            shape = resolved.holder.shape
-        held = resolved.holder
-        elements = prod(resolved.sizes)
-        if held.op != "stored":
-            outcome = self._outcomes[held, arithmetic_of(held, compute).name].view(shape)
-            place = self._compute_arena.take(elements, outcome.dtype).view(resolved.sizes)
-            for destination, source in resolved.parts:
-                window = place[_index(destination)]
-                if source is None:
-                    window.zero_()
-                else:
-                    window.copy_(outcome[_index(source)])
-            return place.permute(resolved.order)
-        stored = held.stored
-        place = self._arena.take(elements, torch_dtype(stored.dtype)).view(resolved.sizes)
-        for destination, source in resolved.parts:
-            window = place[_index(destination)]
-            if source is None:
-                window.zero_()
-            else:
-                # One element more dimension: bytes, whatever the dtype and the rank.
-                as_bytes = window.unsqueeze(-1).view(torch.uint8)
-                read_box(self._reader, stored, shape, source, as_bytes, self._scratch)
-        if self._accelerator:
-            there = self._compute_arena.take(elements, place.dtype).view(resolved.sizes)
-            place = there.copy_(place, non_blocking=True)
-        return place.permute(resolved.order)
-
-    def number(self, node: Node, compute: DType) -> float:
-        """The value of a number, in float64."""
-        return float(self._scalar64(node, compute))
-
-    def _scalar(self, node: Node, compute: DType) -> Tensor:
-        """A number as the arithmetic sees it: computed in float64, rounded to its dtype."""
-        key = node, compute.name
-        if key not in self._scalars:
-            value = self._scalar64(node, compute).to(torch_dtype(compute))
-            self._scalars[key] = value.to(self._compute_arena.device)
-        return self._scalars[key]
-
-    def _scalar64(self, node: Node, compute: DType) -> Tensor:
-        if node.op == "constant":
-            return torch.tensor(node.value, dtype=torch.float64)
-        if node.kind == "elementwise":
-            operands = [self._scalar64(child, compute) for child in node.inputs]
-            return OPERATIONS[node.op](*operands, out=torch.empty((), dtype=torch.float64))
-        return self._outcomes[node, arithmetic_of(node, compute).name].to(torch.float64)
-
-
-def _finite(values: Tensor) -> bool:
-    if not values.dtype.is_floating_point or values.itemsize == 1 or not values.numel():
-        return True
-    return all(bool(torch.isfinite(bound)) for bound in torch.aminmax(values))
-
-
-def _flattened(view: Node, box: Box) -> tuple[Resolved, tuple[int, ...]]:
-    """A flat range of a contiguous view, as a box of its holder flattened."""
-    held, first = flat_start(view)
-    start, stop = box[0]
-    length = stop - start
-    start += first
-    part = (((0, length),), ((start, start + length),))
-    return Resolved(held, (length,), (0,), (part,)), (held.numel,)
-
-
-def _sizes(box: Box) -> tuple[int, ...]:
-    return tuple(high - low for low, high in box)
-
-
-def _index(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(low, high) for low, high in box)
-
-
-def _relative(box: Box, origin: Box) -> Box:
-    return tuple((a - o, b - o) for (a, b), (o, _) in zip(box, origin, strict=True))
-
-
-def _intersection(first: Box, second: Box) -> Box | None:
-    common = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(first, second, strict=True))
-    return common if all(low < high for low, high in common) else None
-
-
-def _restricted(box: Box, shape: tuple[int, ...]) -> Box:
-    """What a broadcast operand of ``shape`` contributes to ``box``."""
-    if shape == ():
-        return ()
-    fitted = zip(box, shape, strict=True)
-    return tuple((0, 1) if n == 1 else (low, high) for (low, high), n in fitted)
+            operands = [operand(o) for o in instruction.operands]
+            shape = broadcast([tuple(o.shape) for o in operands])
+            place = registers[index][: prod(shape)].view(shape)
+            values[index] = OPERATIONS[instruction.op](*operands, out=place)
+    return operand(program.result)
 
 
 def _tiles(sizes: tuple[int, ...], elements: int) -> Iterator[Box]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from threading import Condition
 from typing import Protocol, runtime_checkable
 
@@ -15,16 +16,15 @@ from mergeengine.compiler.schedule import LOOKAHEAD, Schedule, Step, TensorSched
 from mergeengine.errors import Interrupted, MergeEngineError
 from mergeengine.execution import native
 from mergeengine.execution.arena import Arena, memory_of
-from mergeengine.execution.blocks import Accelerator, BlockRunner
+from mergeengine.execution.blocks import BlockRunner
 from mergeengine.execution.fused import FileRange, FusedRunner
 from mergeengine.execution.kernels import torch_dtype
+from mergeengine.execution.pipeline import Pipeline
 from mergeengine.execution.reader import Reader
 from mergeengine.execution.reductions import Fold, fold_of
 from mergeengine.execution.whole import run_whole
 from mergeengine.lazy.nodes import Node
 from mergeengine.lazy.partition import CHUNK
-
-CPU = torch.device("cpu")
 
 _Outcome = tuple[Node, str]
 
@@ -99,8 +99,9 @@ class _Work:
         self._active: list[_State] = []
         self._changed = Condition()
 
-    def next(self) -> _Task | None:
-        """The next block, waiting for one if need be; None when there is nothing more to do."""
+    def next(self, *, wait: bool = True) -> _Task | None:
+        """The next block, waiting for one if need be; None when there is nothing more to do, or,
+        without ``wait``, nothing at the moment."""
         with self._changed:
             while self.error is None:
                 for state in self._active:
@@ -110,7 +111,7 @@ class _Work:
                 self._active = [state for state in self._active if not state.finished]
                 if self._activate():
                     continue
-                if not self._active:
+                if not self._active or not wait:
                     return None
                 self._changed.wait()
         return None
@@ -209,12 +210,13 @@ def execute(
     schedule: Schedule,
     sink: Sink,
     *,
-    device: torch.device = CPU,
+    pipeline: Pipeline | None = None,
     reader: Reader | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[str]:
     """Run a schedule: every chunk that the sink does not have yet is handed to it once.
 
+    The CPU computes, or the accelerators of a ``pipeline`` that was opened for this schedule.
     Returns the names of outputs in which values that are not finite were computed.
     ``progress`` is called with the bytes of each finished output block. The first error of any
     worker is raised here after the others have finished their block; so is Interrupted, after
@@ -226,10 +228,14 @@ def execute(
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
         files = reader or stack.enter_context(Reader())
+        jobs: list[Callable[[], None]]
         # Leaving the pool waits for every worker: none still writes when its files are closed.
-        with ThreadPoolExecutor(schedule.workers) as pool:
-            arguments = (schedule, work, sink, device, files, progress)
-            workers = [pool.submit(_worker, *arguments) for _ in range(schedule.workers)]
+        if pipeline is None:
+            jobs = [partial(_worker, schedule, work, sink, files, progress)] * schedule.workers
+        else:
+            jobs = pipeline.jobs(work, sink, files, progress)
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            workers = [pool.submit(job) for job in jobs]
             try:
                 wait(workers)
             except KeyboardInterrupt:
@@ -239,9 +245,9 @@ def execute(
     return [schedule.tensors[index].output.name for index in sorted(work.not_finite)]
 
 
-def loop_name(device: torch.device) -> str:
-    """What computes flat blocks there: the compiled loop's instructions, or ``torch``."""
-    loop = native.library() if device == CPU else None
+def loop_name(pipeline: Pipeline | None) -> str:
+    """What computes flat blocks: the compiled loop's instructions, or ``torch``."""
+    loop = native.library() if pipeline is None else None
     return "torch" if loop is None else loop.name
 
 
@@ -263,7 +269,7 @@ def stream(schedule: Schedule, reader: Reader) -> Iterator[tuple[TensorSchedule,
                 yield task.state.tensor, start, runner.run(task.step, start, stop)
             work.done(task, None)
         else:
-            work.done(task, _leave(runner, task, CPU))
+            work.done(task, _leave(runner, task))
 
 
 def _fused(arena: Arena, reader: Reader, runner: BlockRunner) -> FusedRunner | None:
@@ -282,41 +288,30 @@ def _worker(
     schedule: Schedule,
     work: _Work,
     sink: Sink,
-    device: torch.device,
     reader: Reader,
     progress: Callable[[int], None] | None,
 ) -> None:
     try:
-        with ExitStack() as stack:
-            torch.set_num_threads(1)
-            fused = None
-            if device == CPU:
-                arena = Arena(schedule.arena_bytes)
-                runner = BlockRunner(arena, reader, work.outcomes)
-                fused = _fused(arena, reader, runner)
-            else:
-                # Each worker has a stream of its own: one's copies overlap another's arithmetic.
-                torch.accelerator.set_device_index(device.index or 0)
-                queue = stack.enter_context(torch.Stream(device))
-                host = Arena(schedule.arena_bytes, pinned=True)
-                there = Accelerator(Arena(schedule.device_arena_bytes, device), queue.synchronize)
-                runner = BlockRunner(host, reader, work.outcomes, there)
-            while (task := work.next()) is not None:
-                if task.step.kind == "write":
-                    if fused is not None and fused.takes(task.step):
-                        values = _write_directly(fused, task, sink)
-                        strange = fused.not_finite
-                    else:
-                        values = runner.run(task.step, *_span(task))
-                        strange = runner.not_finite
-                        sink.write(task.state.index, task.first, memory_of(values))
-                    if strange:
-                        work.not_finite.add(task.state.index)
-                    work.done(task, None)
-                    if progress is not None:
-                        progress(values.numel() * values.itemsize)
+        torch.set_num_threads(1)
+        arena = Arena(schedule.arena_bytes)
+        runner = BlockRunner(arena, reader, work.outcomes)
+        fused = _fused(arena, reader, runner)
+        while (task := work.next()) is not None:
+            if task.step.kind == "write":
+                if fused is not None and fused.takes(task.step):
+                    values = _write_directly(fused, task, sink)
+                    strange = fused.not_finite
                 else:
-                    work.done(task, _leave(runner, task, device))
+                    values = runner.run(task.step, *_span(task))
+                    strange = runner.not_finite
+                    sink.write(task.state.index, task.first, memory_of(values))
+                if strange:
+                    work.not_finite.add(task.state.index)
+                work.done(task, None)
+                if progress is not None:
+                    progress(values.numel() * values.itemsize)
+            else:
+                work.done(task, _leave(runner, task))
     except BaseException as error:  # handed to the thread that waits
         work.fail(error)
 
@@ -336,7 +331,7 @@ def _write_directly(fused: FusedRunner, task: _Task, sink: Sink) -> Tensor:
     return values
 
 
-def _leave(runner: BlockRunner, task: _Task, device: torch.device) -> Tensor:
+def _leave(runner: BlockRunner, task: _Task) -> Tensor:
     """What a block of a reduction, or a whole node, leaves behind."""
     step = task.step
     if task.state.fold is not None:
@@ -346,7 +341,7 @@ def _leave(runner: BlockRunner, task: _Task, device: torch.device) -> Tensor:
     for start in range(0, operand.numel(), CHUNK):
         stop = min(start + CHUNK, operand.numel())
         operand[start:stop] = runner.run(step, start, stop)
-    return run_whole(step.node, operand.view(step.operand.shape).to(device)).cpu()
+    return run_whole(step.node, operand.view(step.operand.shape))
 
 
 def _span(task: _Task) -> tuple[int, int]:

@@ -173,6 +173,7 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
         device: str = "auto",
         memory: int | None = None,
         workers: int | None = None,
+        device_memory: int | None = None,
         force: bool = False,
         progress: Progress | None = None,
     ) -> Path:
@@ -183,7 +184,9 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
         another formula made is only replaced with ``force``. Warnings go to ``logging``.
         """
         output = Path(path).absolute()
-        settings = Settings(device=device, memory=memory, workers=workers)
+        settings = Settings(
+            device=device, memory=memory, workers=workers, device_memory=device_memory
+        )
         check_apart(output, self.inputs)
         donor = tokenizer.origin if tokenizer is not None else self.origin
         with Meter() as meter:
@@ -214,7 +217,7 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
                 models=tuple(Model("input", text, pins[text]) for text in sorted(pins)),
                 decisions={},
             )
-            produced = produce(job, meter, device=device, force=force, progress=progress)
+            produced = produce(job, meter, settings, force=force, progress=progress)
             for text in produced.warnings:
                 _log.warning("%s", text)
         return output

@@ -22,9 +22,10 @@ from mergeengine.output.writer import ShardWriter
 from mergeengine.units import format_size
 from mergeengine.workflow.existing import Existing, look, may_replace
 from mergeengine.workflow.measure import Meter
+from mergeengine.workflow.settings import Settings
 
 if TYPE_CHECKING:
-    import torch
+    from mergeengine.execution.pipeline import Pipeline
 
 Phase = Literal["checking", "downloading", "merging", "sealing"]
 Progress = Callable[[Phase, int, int], None]
@@ -66,6 +67,16 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a run holds at most, in bytes of the host and of each accelerator, and its workers."""
+
+    workers: int
+    projected_bytes: int
+    device_bytes: int | None = None
+    device_allowed_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Produced:
     """``made`` is False where the output was up to date; ``kept`` bytes came from earlier runs.
 
@@ -73,6 +84,7 @@ class Produced:
     """
 
     made: bool
+    bounds: Bounds
     kept: int = 0
     device: str = ""
     loop: str = ""
@@ -81,39 +93,64 @@ class Produced:
 
 
 def produce(
-    job: Job, meter: Meter, *, device: str, force: bool, progress: Progress | None
+    job: Job, meter: Meter, settings: Settings, *, force: bool, progress: Progress | None
 ) -> Produced:
     """Make a job's output unless it is up to date; see ``Workspace`` for what may be replaced."""
     tell = progress or (lambda phase, done, total: None)
     if not force and look_at(job).state == "up to date":
         _clear_leftovers(job.output)
-        return Produced(made=False)
+        return Produced(False, bounds_of(job.schedule, None))
     with meter.imports():
         # Not at the top: what is up to date is found without torch.
-        from mergeengine.execution.device import choose_device
         from mergeengine.execution.executor import loop_name
 
-        chosen = choose_device(device)
+        pipeline = open_devices(job.schedule, settings)
+    bounds = bounds_of(job.schedule, pipeline)
     with Workspace(job.output) as workspace:
         # Another run may have finished in the meantime: look again, with the lock.
         existing = look_at(job)
         if existing.state == "up to date" and not force:
             workspace.discard()
-            return Produced(made=False)
+            return Produced(False, bounds)
         if existing.state != "absent" and not force:
             _check_replaceable(job, existing, tell)
         check_disk(job)
         meter.lap("prepare")
         _fetch(job, tell)
         meter.lap("download")
-        kept, digests, strange = _merge(job, workspace, chosen, tell)
+        kept, digests, strange = _merge(job, workspace, pipeline, tell)
         meter.lap("merge")
         _seal(job, workspace, digests)
         workspace.install()
         meter.lap("seal")
     replaced = () if existing.state == "absent" else (f"replaced an output: {existing.reason}",)
-    loop = loop_name(chosen)
-    return Produced(True, kept, str(chosen), loop, replaced, _not_finite(strange))
+    name = pipeline.name if pipeline is not None else "cpu"
+    return Produced(True, bounds, kept, name, loop_name(pipeline), replaced, _not_finite(strange))
+
+
+def open_devices(schedule: Schedule, settings: Settings) -> "Pipeline | None":
+    """The accelerators of a run, None for the CPU; ResourceError where the plan cannot run there.
+
+    Nothing is allocated or read yet.
+    """
+    from mergeengine.execution.device import choose_devices
+    from mergeengine.execution.pipeline import open_pipeline
+
+    return open_pipeline(
+        schedule,
+        choose_devices(settings.device),
+        workers=settings.worker_count,
+        memory=settings.memory_budget,
+        device_memory=settings.device_memory,
+    )
+
+
+def bounds_of(schedule: Schedule, pipeline: "Pipeline | None") -> Bounds:
+    """What a schedule holds on the CPU, or by way of accelerators."""
+    if pipeline is None:
+        return Bounds(schedule.workers, schedule.projected_bytes)
+    ring = pipeline.ring
+    return Bounds(ring.workers, ring.projected_bytes, ring.device_bytes, pipeline.device_memory)
 
 
 def _not_finite(names: list[str]) -> tuple[str, ...]:
@@ -190,7 +227,7 @@ def _fetch(job: Job, tell: Progress) -> None:
 
 
 def _merge(
-    job: Job, workspace: Workspace, device: "torch.device", tell: Progress
+    job: Job, workspace: Workspace, pipeline: "Pipeline | None", tell: Progress
 ) -> tuple[int, dict[str, str], list[str]]:
     """Write the weights into the workspace: bytes kept of earlier runs, the digests, and the
     names of tensors with values that are not finite (of what this run computed)."""
@@ -209,7 +246,7 @@ def _merge(
                 tell("merging", done, total)
 
         tell("merging", done, total)
-        strange = execute(job.schedule, writer, device=device, reader=reader, progress=written)
+        strange = execute(job.schedule, writer, pipeline=pipeline, reader=reader, progress=written)
         reader.check_unchanged()
         tell("sealing", 0, 1)
         writer.sync()

@@ -40,6 +40,7 @@ def run(
     device: str = "auto",
     memory: int | str | None = None,
     workers: int | None = None,
+    device_memory: int | str | None = None,
     force: bool = False,
     locked: bool = False,
     offline: bool = False,
@@ -49,7 +50,9 @@ def run(
 ) -> RunResult:
     """Make a plan's output, or find that it is up to date.
 
-    ``overrides`` are as ``--set`` (``["scaling=0.5"]``); ``memory`` is in bytes, or ``"2GiB"``.
+    ``overrides`` are as ``--set`` (``["scaling=0.5"]``), ``device`` as ``--device``
+    (``"cuda:0,cuda:1"``); ``memory`` is in bytes, or ``"2GiB"``, as is ``device_memory`` of each
+    accelerator.
     ``force`` makes the output anew whatever is there. The lock beside the plan is written unless
     ``overrides``, ``output`` or ``locked`` are given. ``on_prepared`` is called with what is known
     before data are read. ``block_chunks`` fixes the block size, for measurements. Raises errors of
@@ -62,7 +65,15 @@ def run(
         raise ValueError("overrides belong to the reading of a plan: give them to load_plan")
     if isinstance(memory, str):
         memory = parse_size(memory)
-    settings = Settings(device=device, memory=memory, workers=workers, offline=offline)
+    if isinstance(device_memory, str):
+        device_memory = parse_size(device_memory)
+    settings = Settings(
+        device=device,
+        memory=memory,
+        workers=workers,
+        device_memory=device_memory,
+        offline=offline,
+    )
     late: list[str] = []
     with Meter() as meter:
         place = Path(output) if output is not None else None
@@ -70,7 +81,7 @@ def run(
         if on_prepared is not None:
             on_prepared(prepared)
         job = job_of(prepared)
-        produced = produce(job, meter, device=device, force=force, progress=progress)
+        produced = produce(job, meter, settings, force=force, progress=progress)
         if not overrides and output is None and not locked:
             try:
                 write_lock(lock_path(plan.file), prepared.pins)
@@ -107,7 +118,7 @@ def job_of(prepared: Prepared) -> Job:
 
 
 def _report(job: Job, prepared: Prepared, produced: Produced, meter: Meter) -> dict[str, Any]:
-    schedule = job.schedule
+    schedule, bounds = job.schedule, produced.bounds
     seconds = meter.seconds.get("merge")
     written = schedule.write_bytes - produced.kept
     # What an earlier run finished need not be read again; the rest is read in proportion.
@@ -126,10 +137,14 @@ def _report(job: Job, prepared: Prepared, produced: Produced, meter: Meter) -> d
             "kept_from_earlier_run": produced.kept,
         },
         "gigabytes_per_second": round((read + written) / seconds / 1e9, 3) if seconds else None,
-        "memory": {"projected_bytes": schedule.projected_bytes, "measured_bytes": meter.peak_bytes},
+        "memory": {
+            "projected_bytes": bounds.projected_bytes,
+            "measured_bytes": meter.peak_bytes,
+            "device_projected_bytes": bounds.device_bytes,
+        },
         "device": produced.device,
         "loop": produced.loop,
-        "workers": schedule.workers,
+        "workers": bounds.workers,
         "block_chunks": schedule.block_chunks,
         "tensors": prepared.binding.counts(),
     }

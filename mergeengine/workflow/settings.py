@@ -12,11 +12,14 @@ LEAST_DEFAULT_MEMORY = 1 << 30
 @dataclass(frozen=True, slots=True)
 class Settings:
     """``memory`` in bytes beyond the imports (default: a quarter of the machine's RAM);
-    ``workers`` defaults to the processors and one more; ``device`` is auto, cpu, cuda, cuda:0."""
+    ``workers`` defaults to the processors and one more; ``device`` is auto, cpu, cuda, cuda:0 or
+    several as cuda:0,cuda:1; ``device_memory`` in bytes of each accelerator (default: half of what
+    is free there)."""
 
     device: str = "auto"
     memory: int | None = None
     workers: int | None = None
+    device_memory: int | None = None
     offline: bool = False
 
     @property

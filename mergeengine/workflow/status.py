@@ -12,7 +12,14 @@ from mergeengine.output.workspace import workspace_path
 from mergeengine.plan.plan import Plan
 from mergeengine.workflow.existing import Existing
 from mergeengine.workflow.prepare import Prepared, output_of, prepare
-from mergeengine.workflow.produce import Job, disk_shortage, look_at
+from mergeengine.workflow.produce import (
+    Bounds,
+    Job,
+    bounds_of,
+    disk_shortage,
+    look_at,
+    open_devices,
+)
 from mergeengine.workflow.run import job_of
 from mergeengine.workflow.settings import Settings
 
@@ -27,7 +34,8 @@ class Status:
 
     ``decision`` and ``reason`` say what would happen to the output; ``shortages`` what does not
     fit this machine, one sentence each. ``unfinished`` is the part (0 to 1) of the output that a
-    stopped run left and that a run would go on from. Sizes are in bytes.
+    stopped run left and that a run would go on from. ``memory`` is of the CPU unless the device
+    was named, since only torch can tell which there are. Sizes are in bytes.
     """
 
     prepared: Prepared
@@ -40,6 +48,7 @@ class Status:
     download_bytes: int
     free_bytes: int
     allowed_bytes: int
+    memory: Bounds
 
     def document(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -67,10 +76,12 @@ class Status:
                 "free_disk": self.free_bytes,
             },
             "memory": {
-                "projected_bytes": schedule.projected_bytes,
+                "projected_bytes": self.memory.projected_bytes,
                 "allowed_bytes": self.allowed_bytes,
+                "device_projected_bytes": self.memory.device_bytes,
+                "device_allowed_bytes": self.memory.device_allowed_bytes,
             },
-            "workers": schedule.workers,
+            "workers": self.memory.workers,
             "block_chunks": schedule.block_chunks,
             "notes": list(prepared.notes),
             "warnings": list(prepared.warnings),
@@ -97,8 +108,9 @@ def foresee(
     job = job_of(prepared)
     existing = look_at(job)
     decision, reason = _decide(existing, force)
+    memory, missing = _memory(job, settings)
     if decision in ("make", "replace"):
-        shortages.extend(filter(None, (_device_missing(settings.device), disk_shortage(job))))
+        shortages.extend(filter(None, (missing, disk_shortage(job))))
     return Status(
         prepared=prepared,
         models=job.models,
@@ -110,6 +122,7 @@ def foresee(
         download_bytes=sum(file.size for _, file in job.missing()),
         free_bytes=_free(job.output),
         allowed_bytes=settings.memory_budget,
+        memory=memory,
     )
 
 
@@ -128,17 +141,18 @@ def _decide(existing: Existing, force: bool) -> tuple[Decision, str]:
     return "refuse", f"{existing.reason}: use --force to replace it, or --output"
 
 
-def _device_missing(name: str) -> str | None:
-    """Why there is no device of that name. The two that are everywhere need no torch to tell."""
-    if name in ("auto", "cpu"):
-        return None
-    from mergeengine.execution.device import choose_device
+def _memory(job: Job, settings: Settings) -> tuple[Bounds, str | None]:
+    """What a run holds, and why it cannot run on the devices that were named.
 
-    try:
-        choose_device(name)
-    except ResourceError as error:
-        return str(error)
-    return None
+    The two that are everywhere need no torch to tell.
+    """
+    pipeline, missing = None, None
+    if settings.device not in ("auto", "cpu"):
+        try:
+            pipeline = open_devices(job.schedule, settings)
+        except ResourceError as error:
+            missing = str(error)
+    return bounds_of(job.schedule, pipeline), missing
 
 
 def _unfinished(job: Job) -> float:

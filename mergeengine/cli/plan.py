@@ -29,6 +29,7 @@ def command(
     plan_file: Path,
     device: str,
     memory: int | None,
+    device_memory: int | None,
     workers: int | None,
     output: Path | None,
     overrides: tuple[str, ...],
@@ -47,7 +48,13 @@ def command(
 
     status = foresee(
         load_plan(plan_file, overrides),
-        Settings(device=device, memory=memory, workers=workers, offline=offline),
+        Settings(
+            device=device,
+            memory=memory,
+            workers=workers,
+            device_memory=device_memory,
+            offline=offline,
+        ),
         output=output,
         locked=locked,
         force=force,
@@ -82,11 +89,14 @@ def _lines(plan_file: Path, status: "Status") -> Iterator[tuple[str, str]]:
     )
     yield "download", format_size(status.download_bytes) if status.download_bytes else "nothing"
     yield "free disk", format_size(status.free_bytes)
-    yield (
-        "memory",
-        f"{format_binary_size(schedule.projected_bytes)} projected, "
-        f"{format_binary_size(status.allowed_bytes)} allowed",
-    )
-    yield "workers", str(schedule.workers)
+    memory = status.memory
+    yield "memory", _bound(memory.projected_bytes, status.allowed_bytes)
+    if memory.device_bytes is not None:
+        yield "on a device", _bound(memory.device_bytes, memory.device_allowed_bytes or 0)
+    yield "workers", str(memory.workers)
     for shortage in status.shortages:
         yield "does not fit", shortage
+
+
+def _bound(projected: int, allowed: int) -> str:
+    return f"{format_binary_size(projected)} projected, {format_binary_size(allowed)} allowed"

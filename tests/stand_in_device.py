@@ -68,6 +68,8 @@ class DeviceTensor(Tensor):
             raise Violation(f"{name} makes the host wait")
         if name not in _VIEWS and not getattr(_state, "executing", False):
             raise Violation(f"the host itself called {name} on the memory of a device")
+        if name == "copy_":
+            _count_crossing(args[0], args[1])
         if name == "sqrt":  # rounded correctly, as accelerators do it
             with numpy.errstate(invalid="ignore"):
                 root = numpy.sqrt(args[0].as_subclass(Tensor).numpy())
@@ -80,7 +82,16 @@ def _has_tensor(index: Any) -> bool:
     return any(isinstance(part, Tensor) for part in parts)
 
 
+def _count_crossing(target: Tensor, source: Tensor) -> None:
+    device: StandInDevice | None = getattr(_state, "device", None)
+    if device is not None and type(target) is not type(source):
+        into = isinstance(target, DeviceTensor)
+        device.crossed[into].append(source.numel() * source.itemsize)
+
+
 class StandInEvent:
+    """A place in a queue, ``done`` once the queue got there."""
+
     def __init__(self, queue: "StandInQueue") -> None:
         self.queue = queue
         self.done = False
@@ -88,11 +99,14 @@ class StandInEvent:
     def synchronize(self) -> None:
         device = self.queue.device
         with device.lock:
+            device.log.append("host waits")
             if device.ignoring != "host":
                 device.finish(self)
 
 
 class StandInQueue:
+    """What was issued and is not done yet, in order."""
+
     def __init__(self, device: "StandInDevice", role: str) -> None:
         self.device = device
         self.role = role
@@ -100,6 +114,7 @@ class StandInQueue:
 
     def run(self, action: Callable[[], None]) -> None:
         with self.device.lock:
+            self.device.log.append(self.role)
             self.entries.append(action)
             self.device.advance()
 
@@ -135,6 +150,7 @@ class StandInQueue:
             event.done = event.done or kind == "record"
             return
         with executing():
+            _state.device = self.device
             entry()
 
 
@@ -142,7 +158,9 @@ class StandInDevice:
     """``early``: the roles that run as soon as they may. With a ``seed`` chance decides instead.
 
     ``ignoring`` takes a wait out: "computing" or "outgoing" (that queue's waits for others), or
-    "host". ``peak_bytes`` and ``peak_pinned_bytes`` are the most that was allocated at a time.
+    "host". ``peak_bytes`` and ``peak_pinned_bytes`` are the most that was allocated at a time,
+    ``crossed`` the bytes of each copy into the device (True) and out of it (False), and ``log`` the
+    roles of queues as actions were issued, and "host waits".
     """
 
     def __init__(
@@ -151,13 +169,13 @@ class StandInDevice:
         *,
         seed: int | None = None,
         ignoring: str | None = None,
-        capacity: int = 1 << 40,
     ) -> None:
         self.name = "stand-in"
         self.lock = RLock()
         self.ignoring = ignoring
-        self.capacity = capacity
         self.queues: list[StandInQueue] = []
+        self.log: list[str] = []
+        self.crossed: dict[bool, list[int]] = {True: [], False: []}
         self.bytes = self.peak_bytes = self.pinned_bytes = self.peak_pinned_bytes = 0
         self._early = early
         self._random = None if seed is None else random.Random(seed)

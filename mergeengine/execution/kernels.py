@@ -2,7 +2,7 @@
 
 Every operation is rounded separately to the arithmetic's dtype. ``add`` and ``sub`` are called
 without ``alpha`` and ``mul`` apart from them, so that nothing is contracted to a fused
-multiply-add: the same bits come out on every device.
+multiply-add, and numbers are tensors where the others are: the same bits come out on every device.
 """
 
 from collections.abc import Callable

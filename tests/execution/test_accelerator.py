@@ -206,7 +206,8 @@ def test_a_gpu_gives_the_bytes_of_the_cpu_for_any_bits(dtype: DType, store: Stor
     for _ in range(3):
         raw = torch.randint(0, 256, (1400 * 900 * 4,), dtype=torch.uint8, generator=generator)
         leaves.append(store(raw.view(torch.float32).view(1400, 900)))
-    values = [EXPRESSIONS[name](*leaves) for name in ("transfer", "shared", "thresholds", "copied")]
+    names = ("transfer", "shared", "thresholds", "bounded", "permuted", "copied")
+    values = [EXPRESSIONS[name](*leaves) for name in names]
     for compute in ("float32", "float64"):
         cpu, gpu = both(scheduled(values, dtype, compute))
         assert cpu == gpu

@@ -15,7 +15,7 @@ from schedules import EXPRESSIONS, WHOLE, Kept, random_leaves, scheduled
 from stand_in_device import ROLES, StandInDevice, Violation
 from torch import Tensor
 
-from mergeengine.compiler.ring import Ring, ring
+from mergeengine.compiler.ring import SPACING, Ring, ring
 from mergeengine.compiler.schedule import Schedule
 from mergeengine.errors import InputChangedError
 from mergeengine.execution import pipeline as pipeline_module
@@ -296,6 +296,41 @@ def goes_wrong(plan: Schedule, device: StandInDevice, ring: Ring) -> bool:
     except Violation:
         return True
     return sink.parts != by_the_cpu(plan)[0]
+
+
+@pytest.mark.parametrize(("slots", "ahead"), [(1, 1), (2, 2), (4, 4)])
+def test_the_host_waits_only_for_what_it_issued_a_ring_ago(
+    slots: int, ahead: int, store: Store
+) -> None:
+    plan, device = small(store, names=["transfer"] * 8), StandInDevice()
+    opened = Pipeline((device,), replace(planned(plan), slots=slots), GiB)
+    execute(plan, Kept(), pipeline=opened)
+    block, wait = ["incoming", "computing", "outgoing"], ["host waits"]
+    steady = (wait + block) * (8 - ahead)
+    settled = wait * 3
+    assert device.log == block * ahead + steady + wait * ahead + settled
+
+
+def test_only_stored_bytes_and_results_cross_the_bus(store: Store) -> None:
+    """In one copy each way a block; a number and the flag of strange values go with them."""
+    leaves = [store(leaf) for leaf in random_leaves(3, (1600, 901), torch.bfloat16)]
+    for name, loads in (("transfer", 3), ("permuted", 2), ("many pieces", None)):
+        plan, device = scheduled([EXPRESSIONS[name](*leaves)], BFLOAT16), StandInDevice()
+        through(plan, device)
+        write = plan.tensors[0].write
+        numel, blocks = write.operand.numel, write.chunks
+        assert len(device.crossed[True]) == len(device.crossed[False]) == blocks
+        assert 0 <= sum(device.crossed[False]) - 2 * numel <= blocks * (SPACING + 1)
+        if loads is not None:
+            spare = blocks * SPACING * (5 * loads + 1)
+            assert 0 <= sum(device.crossed[True]) - 2 * loads * numel <= spare
+
+
+def test_what_is_only_copied_stays_on_the_host(store: Store) -> None:
+    plan = scheduled([store(random_leaves(1, (1600, 901), torch.bfloat16)[0])], BFLOAT16)
+    device = StandInDevice()
+    assert through(plan, device) == by_the_cpu(plan)
+    assert device.crossed == {True: [], False: []}
 
 
 # --- bounds ------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from torch import Tensor
 from mergeengine.compiler.ring import SPACING, Ring, ring
 from mergeengine.compiler.schedule import Schedule
 from mergeengine.errors import InputChangedError
+from mergeengine.execution import executor
 from mergeengine.execution import pipeline as pipeline_module
 from mergeengine.execution.executor import execute
 from mergeengine.execution.pipeline import Pipeline
@@ -259,6 +260,24 @@ def test_no_memory_of_a_slot_is_used_again_too_early(
     assert goes_wrong(plan, StandInDevice(frozenset(early)), planned(plan))
     enough = replace(planned(plan), slots=6)  # none is used again
     assert not goes_wrong(plan, StandInDevice(frozenset(early)), enough)
+
+
+def test_nobody_waits_for_work_with_blocks_under_way(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reduction's next pass begins when its last block is delivered: both would wait for ever."""
+    device, waited = StandInDevice(), []
+    take = executor._Work.next
+
+    def next_task(work: Any, *, wait: bool = True) -> Any:
+        if wait:
+            waited.append(device.pending)
+        return take(work, wait=wait)
+
+    monkeypatch.setattr(executor._Work, "next", next_task)
+    through(small(store, names=["largest", "per row", "nested"]), device)
+    assert waited
+    assert not any(waited)
 
 
 def test_nothing_is_under_way_when_memory_goes(

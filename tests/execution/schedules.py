@@ -53,12 +53,18 @@ class Kept:
         self.parts[tensor, first_chunk] = bytes(data)
 
 
-def scheduled(values: Sequence[LazyTensor], dtype: DType, compute: str = "auto") -> Schedule:
+def scheduled(
+    values: Sequence[LazyTensor],
+    dtype: DType,
+    compute: str = "auto",
+    block_chunks: int | None = None,
+) -> Schedule:
     tensors = (
         OutputTensor(str(n), dtype, compute_dtype(dtype, compute), value.node)
         for n, value in enumerate(values)
     )
-    return schedule(Graph(tuple(tensors)), memory=1 << 30, workers=2)
+    graph = Graph(tuple(tensors))
+    return schedule(graph, memory=1 << 30, workers=2, block_chunks=block_chunks)
 
 
 def random_leaves(

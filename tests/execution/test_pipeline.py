@@ -101,6 +101,15 @@ def test_tensors_of_several_chunks(name: str, store: Store) -> None:
     assert through(plan, StandInDevice(seed=1), workers=3) == expected
 
 
+@pytest.mark.parametrize("name", ["transfer", "permuted", "largest", "per row"])
+def test_blocks_of_several_chunks(name: str, store: Store) -> None:
+    leaves = [store(leaf) for leaf in random_leaves(3, (4001, 901), torch.bfloat16)]
+    plan = scheduled([EXPRESSIONS[name](*leaves)], BFLOAT16, block_chunks=3)
+    (whole, _), (parts, _) = through(plan, StandInDevice()), by_the_cpu(plan)
+    assert len(parts) == 2
+    assert whole == parts
+
+
 def test_workers_that_share_a_device(store: Store) -> None:
     plan = small(store, names=(*EXPRESSIONS,) * 3)
     for seed in range(5):

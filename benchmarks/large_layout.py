@@ -4,6 +4,9 @@ Three checkpoints of 141 GB in 30 files each are made, which take little disk
 (``benchmarks.large_model``). ``target + 0.8 * (ft - base)`` is iterated block by block without
 being written; with ``--to-files`` a plan is run that writes as many layers as fit in half of the
 free disk, and the output is read back. Every value is checked. Prints time and peak memory.
+
+A hole that is read fills the page cache as any other part of a file does, and that takes longer
+than the merge. In a tmpfs (``--folder /dev/shm``) it does not.
 """
 
 import argparse
@@ -61,18 +64,24 @@ def to_files(folder: Path, placed: Layout) -> None:
         f"{memory['projected_bytes'] / MiB:.1f} MiB projected",
         flush=True,
     )
-    files = sorted(path.name for path in result.output.glob("*.safetensors"))
+    began = time.perf_counter()
+    print(f"{read_back(result.output, placed)}, read back in {time.perf_counter() - began:.0f} s")
+
+
+def read_back(output: Path, placed: Layout) -> str:
+    """Check what is in the files: what was compared."""
+    files = sorted(path.name for path in output.glob("*.safetensors"))
     if files != [shard.name for shard in placed.shards]:
         raise SystemExit(f"the output's files are {', '.join(files)}")
     check = Check(placed)
     for tensor in placed.tensors:
-        for start, values in parts(result.output, tensor.name, files[tensor.shard]):
+        for start, values in parts(output, tensor.name, files[tensor.shard]):
             check.part(tensor.name, start, values)
-    print(f"read back: {check.end()}")
+    return check.end()
 
 
-def layers_that_fit() -> int:
-    most = min(MOST_OUTPUT, shutil.disk_usage(BENCH).free // 2)
+def layers_that_fit(folder: Path) -> int:
+    most = min(MOST_OUTPUT, shutil.disk_usage(folder).free // 2)
     least, more = layout(1).size, layout(2).size - layout(1).size
     if most < least:
         raise SystemExit(f"one layer needs {2 * least / 1e9:.1f} GB of free disk")
@@ -83,11 +92,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.large_layout", description=__doc__)
     parser.add_argument("--layers", type=int, help=f"default {LAYERS}, or what fits the disk")
     parser.add_argument("--to-files", action="store_true", help="write the output, then remove it")
+    parser.add_argument("--folder", type=Path, default=BENCH, help="where models are made [.bench]")
     options = parser.parse_args()
-    BENCH.mkdir(exist_ok=True)
-    layers = options.layers or (layers_that_fit() if options.to_files else LAYERS)
+    parent: Path = options.folder
+    parent.mkdir(exist_ok=True)
+    layers = options.layers or (layers_that_fit(parent) if options.to_files else LAYERS)
     placed = layout(layers)
-    with tempfile.TemporaryDirectory(dir=BENCH) as name:
+    with tempfile.TemporaryDirectory(dir=parent) as name:
         folder = Path(name)
         for role in ROLES:
             make(folder, role, placed)

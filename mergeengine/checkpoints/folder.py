@@ -68,14 +68,18 @@ def _weight_map(index: Mapping[str, Any], label: str) -> Mapping[str, str]:
             f"{label}: expected a weight_map that names the file of each tensor, found "
             f"{shown(weight_map)}"
         )
+    plain: set[str] = set()  # few files hold many tensors
     for name, file in weight_map.items():
         if not name or not name.isprintable():
             raise CheckpointError(f"{label}: {shown(name)} is not a usable tensor name")
+        if isinstance(file, str) and file in plain:
+            continue
         if not isinstance(file, str) or not _is_plain(file) or not file.endswith(".safetensors"):
             raise CheckpointError(
                 f"{label}: tensor {shown(name)} is said to lie in {shown(file)}: expected the "
                 "plain name of a .safetensors file in the same folder"
             )
+        plain.add(file)
     return weight_map
 
 

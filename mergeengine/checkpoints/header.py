@@ -43,7 +43,7 @@ def parse_header(text: bytes, file: StoredFile, source: str, label: str) -> tupl
     entries = parse_object(text, f"{label}: the header")
     _check_metadata(entries.pop("__metadata__", None), label)
     start = 8 + len(text)
-    tensors = []
+    placed: list[tuple[int, int, int, Stored]] = []  # begin, end, number (so that none is equal)
     for name, entry in entries.items():
         if not name or not name.isprintable():
             raise CheckpointError(
@@ -56,10 +56,10 @@ def parse_header(text: bytes, file: StoredFile, source: str, label: str) -> tupl
                 f"{label}: tensor {shown(name)} of {dtype} {list(shape)} takes {stored.nbytes} "
                 f"bytes, but its offsets [{begin}, {end}] hold {end - begin}"
             )
-        tensors.append(stored)
-    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
-    _check_layout(tensors, start, file.size, label)
-    return tuple(tensors)
+        placed.append((start + begin, start + end, len(placed), stored))
+    placed.sort()
+    _check_layout(placed, start, file.size, label)
+    return tuple([stored for *_, stored in placed])
 
 
 def _entry(name: str, entry: Any, label: str) -> tuple[DType, tuple[int, ...], int, int]:
@@ -103,17 +103,19 @@ def _are_sizes(numbers: list[Any]) -> bool:
     )
 
 
-def _check_layout(tensors: list[Stored], start: int, size: int, label: str) -> None:
+def _check_layout(
+    placed: list[tuple[int, int, int, Stored]], start: int, size: int, label: str
+) -> None:
     """The tensors fill the file from the header to its end: no overlap, no hole, no rest."""
     position = start
-    for tensor in tensors:
-        if tensor.offset != position:
-            problem = "overlaps the one before it" if tensor.offset < position else "follows a hole"
+    for begin, end, _, tensor in placed:
+        if begin != position:
+            problem = "overlaps the one before it" if begin < position else "follows a hole"
             raise CheckpointError(
                 f"{label}: tensor {shown(tensor.name)} {problem}: it begins at byte "
-                f"{tensor.offset}, expected was {position}"
+                f"{begin}, expected was {position}"
             )
-        position += tensor.nbytes
+        position = end
     if position > size:
         raise _truncated(label, f"{position} bytes", size)
     if position < size:

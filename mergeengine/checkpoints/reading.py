@@ -14,7 +14,7 @@ Read = Callable[[int, int], bytes]
 def opened(path: Path) -> Iterator[Read]:
     """Reads of the file `path`; a failure of the system is a CheckpointError."""
     try:
-        with path.open("rb") as stream:
+        with path.open("rb", buffering=0) as stream:  # a buffer would read more than is asked
 
             def read(offset: int, size: int) -> bytes:
                 stream.seek(offset)

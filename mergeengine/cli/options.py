@@ -54,7 +54,7 @@ _RUN_OPTIONS = (
     click.option(
         "--memory",
         type=Size(),
-        help="Most memory to use, e.g. 4GiB.  [default: a quarter of the RAM]",
+        help="Most memory to use, e.g. 4GiB.  [default: a quarter of the RAM or container limit]",
     ),
     click.option(
         "--device-memory",
@@ -69,6 +69,14 @@ _RUN_OPTIONS = (
     ),
     click.option("--output", type=PATH, help="Where the output goes, whatever the plan says."),
     overrides_option,
+    click.option(
+        "--sweep",
+        "sweeps",
+        metavar="KEY=V,V,...",
+        multiple=True,
+        help="Make an output for each value, e.g. scaling=0.3,0.5, with one reading of the inputs. "
+        "Repeated: every combination.",
+    ),
     click.option("--force", is_flag=True, help="Replace an output that is not this plan's."),
     click.option("--locked", is_flag=True, help="Refuse inputs that are not those of the lock."),
     offline_option,

@@ -11,7 +11,8 @@ from mergeengine.cli.console import emit_json, emit_table, tell_findings
 from mergeengine.units import format_binary_size, format_size
 
 if TYPE_CHECKING:
-    from mergeengine.workflow.status import Status
+    from mergeengine.workflow.produce import Bounds
+    from mergeengine.workflow.status import Status, SweepStatus
 
 _DECISIONS = {
     "nothing": "up to date",
@@ -33,6 +34,7 @@ def command(
     workers: int | None,
     output: Path | None,
     overrides: tuple[str, ...],
+    sweeps: tuple[str, ...],
     force: bool,
     locked: bool,
     offline: bool,
@@ -44,26 +46,49 @@ def command(
     """
     from mergeengine.plan import load_plan
     from mergeengine.workflow.settings import Settings
-    from mergeengine.workflow.status import foresee
+    from mergeengine.workflow.status import foresee, foresee_sweep
 
-    status = foresee(
-        load_plan(plan_file, overrides),
-        Settings(
-            device=device,
-            memory=memory,
-            workers=workers,
-            device_memory=device_memory,
-            offline=offline,
-        ),
-        output=output,
-        locked=locked,
-        force=force,
+    settings = Settings(
+        device=device,
+        memory=memory,
+        workers=workers,
+        device_memory=device_memory,
+        offline=offline,
     )
-    tell_findings(status.prepared.notes, status.prepared.warnings)
+    if not sweeps:
+        status = foresee(
+            load_plan(plan_file, overrides), settings, output=output, locked=locked, force=force
+        )
+        tell_findings(status.prepared.notes, status.prepared.warnings)
+        if style == "json":
+            emit_json(status.document())
+        else:
+            emit_table(_lines(plan_file, status))
+        return
+    foreseen = foresee_sweep(
+        plan_file, sweeps, settings, overrides=overrides, output=output, locked=locked, force=force
+    )
+    first = foreseen.outputs[0].prepared
+    tell_findings(first.notes, first.warnings)
     if style == "json":
-        emit_json(status.document())
+        emit_json(foreseen.document())
     else:
-        emit_table(_lines(plan_file, status))
+        emit_table(_sweep_lines(plan_file, foreseen))
+
+
+def _sweep_lines(plan_file: Path, sweep: "SweepStatus") -> Iterator[tuple[str, str]]:
+    yield "plan", f"{sweep.outputs[0].prepared.plan.name} ({plan_file})"
+    for model in sweep.outputs[0].models:
+        yield model.role, model.reference
+    for status in sweep.outputs:
+        yield "output", str(status.prepared.output)
+        yield "", f"{_DECISIONS[status.decision]}: {status.reason}"
+    if sweep.schedule is not None:
+        yield "read", f"{format_size(sweep.schedule.read_bytes)}, once"
+        yield "write", format_size(sweep.schedule.write_bytes)
+        yield from _memory_lines(sweep.memory, sweep.outputs[0].allowed_bytes)
+    for shortage in sweep.shortages:
+        yield "does not fit", shortage
 
 
 def _lines(plan_file: Path, status: "Status") -> Iterator[tuple[str, str]]:
@@ -89,13 +114,16 @@ def _lines(plan_file: Path, status: "Status") -> Iterator[tuple[str, str]]:
     )
     yield "download", format_size(status.download_bytes) if status.download_bytes else "nothing"
     yield "free disk", format_size(status.free_bytes)
-    memory = status.memory
-    yield "memory", _bound(memory.projected_bytes, status.allowed_bytes)
+    yield from _memory_lines(status.memory, status.allowed_bytes)
+    for shortage in status.shortages:
+        yield "does not fit", shortage
+
+
+def _memory_lines(memory: "Bounds", allowed: int) -> Iterator[tuple[str, str]]:
+    yield "memory", _bound(memory.projected_bytes, allowed)
     if memory.device_bytes is not None:
         yield "on a device", _bound(memory.device_bytes, memory.device_allowed_bytes or 0)
     yield "workers", str(memory.workers)
-    for shortage in status.shortages:
-        yield "does not fit", shortage
 
 
 def _bound(projected: int, allowed: int) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from mergeengine.units import format_size
 
 if TYPE_CHECKING:
     from mergeengine.workflow.prepare import Prepared
+    from mergeengine.workflow.run import RunResult
 
 
 @click.command("run")
@@ -37,6 +38,7 @@ def command(
     workers: int | None,
     output: Path | None,
     overrides: tuple[str, ...],
+    sweeps: tuple[str, ...],
     force: bool,
     locked: bool,
     offline: bool,
@@ -50,14 +52,13 @@ def command(
     Nothing is done where the output is up to date. A run that was stopped, by whatever, goes on
     where it was when the same command is given again. Prints the output's path.
     """
-    from mergeengine.plan import load_plan
-    from mergeengine.workflow.prepare import output_of
     from mergeengine.workflow.run import run
+    from mergeengine.workflow.sweep import outputs_of, sweep
 
-    place = output_of(load_plan(plan_file, overrides), output)
+    places = outputs_of(plan_file, sweeps, overrides=overrides, output=output)
     for option, file in (("--report", report), ("--log-file", log_file)):
         if file is not None:
-            _check_outside(option, file, plan_file, place)
+            _check_outside(option, file, plan_file, places)
     if log_file is not None:
         open_log(log_file)
     if dry_run:
@@ -70,55 +71,73 @@ def command(
         context.invoke(plan_command, **given)
         return
 
-    known = [0, 0]  # notes and warnings that were told beforehand
+    told: dict[Path, tuple[int, int]] = {}  # notes and warnings that were told beforehand
 
     def tell(prepared: "Prepared") -> None:
-        known[:] = len(prepared.notes), len(prepared.warnings)
-        tell_findings(prepared.notes, prepared.warnings)
+        told[prepared.output] = len(prepared.notes), len(prepared.warnings)
+        if len(told) == 1:  # those of a sweep's other outputs are alike
+            tell_findings(prepared.notes, prepared.warnings)
 
     with Progress() as progress:
-        result = run(
-            plan_file,
-            overrides=overrides,
-            output=output,
-            device=device,
-            memory=memory,
-            device_memory=device_memory,
-            workers=workers,
-            force=force,
-            locked=locked,
-            offline=offline,
-            progress=progress.tell,
-            on_prepared=tell,
-        )
-    document = {**result.report, "notes": list(result.notes), "warnings": list(result.warnings)}
-    tell_findings(result.notes[known[0] :], result.warnings[known[1] :])
+        options_of_both: dict[str, Any] = {
+            "overrides": overrides,
+            "output": output,
+            "device": device,
+            "memory": memory,
+            "workers": workers,
+            "device_memory": device_memory,
+            "force": force,
+            "locked": locked,
+            "offline": offline,
+            "progress": progress.tell,
+            "on_prepared": tell,
+        }
+        if sweeps:
+            results, document = sweep(plan_file, sweeps, **options_of_both)
+            document["outputs"] = [_with_findings(result) for result in results]
+        else:
+            results = [run(plan_file, **options_of_both)]
+            document = _with_findings(results[0])
+    for result in results:
+        notes, warnings = told[result.output]
+        tell_findings(result.notes[notes:], result.warnings[warnings:])
     if report is not None:
         _write_report(report, document)
     say(_summary(document))
     if style == "json":
         emit_json(document)
     else:
-        emit(str(result.output))
+        for result in results:
+            emit(str(result.output))
+
+
+def _with_findings(result: "RunResult") -> dict[str, Any]:
+    return {**result.report, "notes": list(result.notes), "warnings": list(result.warnings)}
 
 
 def _summary(report: Mapping[str, Any]) -> str:
-    if not report["made"]:
+    outputs = report.get("outputs", [report])
+    made = [output for output in outputs if output["made"]]
+    if not made:
         return "up to date: the plan and its inputs are those that made it"
-    tensors = ", ".join(f"{count} {kind}" for kind, count in report["tensors"].items())
+    what = ", ".join(f"{count} {kind}" for kind, count in made[0]["tensors"].items())
+    if "outputs" in report:
+        what = f"{len(made)} output{'s' if len(made) > 1 else ''} made" + (
+            f", {len(outputs) - len(made)} up to date" if len(made) < len(outputs) else ""
+        )
     size, rate = report["bytes"], report["gigabytes_per_second"]
     return (
-        f"done in {report['seconds']['total']:.3g} s on {report['device']}: {tensors}; "
+        f"done in {report['seconds']['total']:.3g} s on {report['device']}: {what}; "
         f"{format_size(size['read'])} read, {format_size(size['written'])} written"
         + (f", {rate:.2g} GB/s" if rate else "")
     )
 
 
-def _check_outside(option: str, file: Path, plan_file: Path, output: Path) -> None:
+def _check_outside(option: str, file: Path, plan_file: Path, outputs: Sequence[Path]) -> None:
     """Reports and logs must not change an output, nor stand where the plan stands."""
     place = file.resolve()
     problem = None
-    if place.is_relative_to(output.resolve()):
+    if any(place.is_relative_to(output.resolve()) for output in outputs):
         problem = "this is inside the output; write it elsewhere"
     elif place == plan_file.resolve():
         problem = "this is the plan; write it elsewhere"

@@ -191,13 +191,12 @@ def _problem(
     for role, found, checkpoint in zip(
         ("source_base", "source_ft"), both, checkpoints, strict=True
     ):
-        where = f"{role}{of} ({checkpoint})"
         if found is None:
-            sentence = f"tensors of the target are missing in {where}"
+            sentence = f"tensors of the target are missing in {role}{of} ({checkpoint})"
             way = "`on_missing: keep_target` keeps the target's values where there is no delta"
             return "missing", sentence, tensor.name, way
         if found.shape != tensor.shape or not found.dtype.is_float:
-            sentence = f"tensors have another shape or kind in {where}"
+            sentence = f"tensors have another shape or kind in {role}{of} ({checkpoint})"
             line = (
                 f"{tensor.name}: {tensor.dtype} {list(tensor.shape)} in the target, "
                 f"{found.dtype} {list(found.shape)} there"

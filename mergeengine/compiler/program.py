@@ -50,30 +50,34 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
-    """How to compute any block of one piece.
+class Result:
+    """What becomes of an output: a register's value, as soon as instruction ``after`` is done
+    (later ones may use the register for something else), or a number, which is there from the
+    start (-1). ``copy``: the load whose bytes it is, as they are, where nothing is computed.
+    """
 
-    ``result`` is the register (or number) that holds the value at the end. ``copy`` is the view
-    whose bytes are the result as they are, where nothing is computed at all.
+    value: Operand
+    after: int = -1
+    copy: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """How to compute any block of one piece, of one output or of several at once.
+
     ``flat``: every operand has the piece's shape and is contiguous in its file, so that a block
     is a flat range and dimensions do not matter.
     """
 
     shape: Shape
     instructions: tuple[Load | Apply, ...]
-    result: Operand
+    results: tuple[Result, ...]
     registers: int
     flat: bool
 
     @property
     def loads(self) -> tuple[Load, ...]:
-        return tuple(i for i in self.instructions if isinstance(i, Load))
-
-    @property
-    def copy(self) -> Node | None:
-        if len(self.instructions) == 1 and isinstance(self.instructions[0], Load):
-            return self.instructions[0].view
-        return None
+        return tuple([i for i in self.instructions if isinstance(i, Load)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +88,20 @@ class Piece:
     program: Program
 
 
-def pieces(root: Node) -> tuple[Piece, ...]:
-    """The programs that together cover ``root``."""
-    return tuple(Piece(box, compile_expression(node)) for box, node in _concatenated(root))
+def grid(root: Node) -> tuple[Box, ...]:
+    """The boxes that an expression is concatenated of."""
+    return tuple([box for box, _ in concatenated(root)])
 
 
-def _concatenated(root: Node) -> Iterator[tuple[Box, Node]]:
+def concatenated(root: Node) -> Iterator[tuple[Box, Node]]:
+    """The expressions without concatenations that together cover ``root``, and where."""
     if root.op != "concat":
         yield tuple((0, n) for n in root.shape), root
         return
     dimension: int = root.attributes[0]
     start = 0
     for piece in root.inputs:
-        for box, node in _concatenated(piece):
+        for box, node in concatenated(piece):
             low, high = box[dimension]
             moved = (start + low, start + high)
             yield (*box[:dimension], moved, *box[dimension + 1 :]), node
@@ -127,17 +132,15 @@ def holder(view: Node) -> Node:
     return view
 
 
-def compile_expression(root: Node) -> Program:
-    """Instructions for an expression without concatenations.
+def compile_expressions(*roots: Node) -> Program:
+    """Instructions for expressions of one shape, without concatenations.
 
     Operands that need more registers are computed first (Sethi and Ullman 1970), a shared
     operand is computed once, and a result takes the place of an operand that dies with it.
     """
-    if is_scalar(root):
-        return Program(root.shape, (), Scalar(root), 0, flat=True)
     uses: dict[Node, int] = {}
     need: dict[Node, int] = {}
-    for node in walk_expression(root):
+    for node in walk_expressions(*roots):
         if node.kind == "elementwise":
             for child in set(node.inputs):
                 uses[child] = uses.get(child, 0) + 1
@@ -145,12 +148,13 @@ def compile_expression(root: Node) -> Program:
             need[node] = max(count + held for held, count in enumerate(needs))
         else:
             need[node] = 1
-    uses[root] = 1
 
     instructions: list[Load | Apply] = []
     places: dict[Node, Register] = {}
+    results: dict[Node, Result] = {root: Result(Scalar(root)) for root in roots if is_scalar(root)}
+    wanted = set(roots)
     free: list[int] = []
-    count = 0
+    count = loads = 0
 
     def acquire() -> Register:
         nonlocal count
@@ -159,7 +163,7 @@ def compile_expression(root: Node) -> Program:
         count += 1
         return Register(count - 1)
 
-    stack = [(root, False)]
+    stack = [(root, False) for root in reversed(roots)]
     while stack:
         node, ready = stack.pop()
         if node in places or is_scalar(node):
@@ -167,9 +171,14 @@ def compile_expression(root: Node) -> Program:
         if node.kind != "elementwise":
             places[node] = acquire()
             instructions.append(Load(places[node], node))
+            if node in wanted:
+                results[node] = Result(places[node], len(instructions) - 1, loads)
+            loads += 1
         elif not ready:
             stack.append((node, True))
-            stack.extend((child, False) for child in sorted(set(node.inputs), key=need.__getitem__))
+            children = dict.fromkeys(node.inputs)  # not a set: its order differs from run to run
+            stack.extend((child, False) for child in sorted(children, key=need.__getitem__))
+            continue
         else:
             operands = tuple(
                 Scalar(child) if is_scalar(child) else places[child] for child in node.inputs
@@ -184,14 +193,19 @@ def compile_expression(root: Node) -> Program:
             instructions.append(Apply(place, node.op, operands))
             free.extend(places[child].index for child in dying if child is not heir)
             places[node] = place
+            if node in wanted:
+                results[node] = Result(place, len(instructions) - 1)
+        if node in wanted and not uses.get(node):
+            free.append(places[node].index)
+    shape = roots[0].shape
     flat = all(
-        isinstance(i, Apply) or (i.view.shape == root.shape and _contiguous(i.view))
-        for i in instructions
+        isinstance(i, Apply) or (i.view.shape == shape and contiguous(i.view)) for i in instructions
     )
-    return Program(root.shape, tuple(instructions), places[root], count, flat)
+    found = tuple(results[root] for root in roots)
+    return Program(shape, tuple(instructions), found, count, flat)
 
 
-def _contiguous(view: Node) -> bool:
+def contiguous(view: Node) -> bool:
     """Whether consecutive elements of the view are consecutive in what holds it."""
     if view.op in HOLDERS:
         return True
@@ -202,10 +216,10 @@ def _contiguous(view: Node) -> bool:
     return all(b == (0, n) for b, n in zip(box[1:], whole[1:], strict=True))
 
 
-def walk_expression(root: Node) -> Iterator[Node]:
-    """The nodes of one expression, inputs first: elementwise ones, numbers and views."""
+def walk_expressions(*roots: Node) -> Iterator[Node]:
+    """The nodes of expressions, each once, inputs first: elementwise ones, numbers and views."""
     seen: set[Node] = set()
-    stack = [(root, False)]
+    stack = [(root, False) for root in reversed(roots)]
     while stack:
         node, ready = stack.pop()
         if node in seen:
@@ -218,9 +232,9 @@ def walk_expression(root: Node) -> Iterator[Node]:
             stack.extend((child, False) for child in node.inputs)
 
 
-def prerequisites(root: Node) -> list[Node]:
-    """The reductions and whole nodes below ``root``, in an order in which they can be run."""
-    return [node for node in walk(root) if node.kind in ("reduction", "whole")]
+def prerequisites(*roots: Node) -> list[Node]:
+    """The reductions and whole nodes below ``roots``, in an order in which they can be run."""
+    return [node for node in walk(*roots) if node.kind in ("reduction", "whole")]
 
 
 def tile_shape(shape: Shape, elements: int) -> Shape:

@@ -136,7 +136,9 @@ def spaced(size: int) -> int:
 def numbers_of(program: Program) -> tuple[Node, ...]:
     """The numbers that a program uses, each once."""
     operands = [o for i in program.instructions if isinstance(i, Apply) for o in i.operands]
-    scalars = [o.node for o in (*operands, program.result) if isinstance(o, Scalar)]
+    scalars = [
+        o.node for o in (*operands, *(r.value for r in program.results)) if isinstance(o, Scalar)
+    ]
     return tuple(dict.fromkeys(scalars))
 
 
@@ -160,10 +162,10 @@ def _input_bytes(step: Step, block: int) -> int:
 
 
 def _result_bytes(step: Step, block: int) -> int:
-    """What comes back of a block: values and a flag, or what a reduction's chunk leaves."""
+    """What comes back of a block: results with a flag each, or what a reduction's chunk leaves."""
     elements = step.block_elements(block)
     if step.kind != "reduce":
-        return spaced(elements * step.result.itemsize) + SPACING
+        return step.results * spaced(elements * step.result.itemsize) + spaced(step.results)
     left = {
         "sum": 8,
         "row_sum": 8 * (min(step.node.numel, elements) + 2),

@@ -3,7 +3,7 @@
 The projection is a promise: what a worker holds is one arena, whose layout is fixed here, and
 the executor allocates exactly that. Per worker, for a block of ``B`` elements (whole chunks):
 
-    Σ B · itemsize of each load  +  B · itemsize of the output
+    Σ B · itemsize of each load  +  Σ B · itemsize of each output
     + registers · TILE · itemsize of the arithmetic  +  scratch
 
 A reduction's worker holds one chunk of its operand instead of the output, and for magnitudes a
@@ -13,12 +13,14 @@ inside a block, so that intermediate values stay in the processor's cache.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from mergeengine.compiler.alike import Programs
 from mergeengine.compiler.graph import Graph, OutputTensor
-from mergeengine.compiler.program import Piece, holder, pieces, prerequisites
+from mergeengine.compiler.program import Piece, grid, holder, prerequisites
 from mergeengine.errors import ResourceError
 from mergeengine.lazy.dtypes import FLOAT64, DType
 from mergeengine.lazy.nodes import Node
@@ -37,13 +39,15 @@ PER_LOAD = 1280  # headers, nodes and instructions of one of its inputs
 LOOKAHEAD = 32  # outputs under way at once, so that passes of one hide the waits of another
 COMFORTABLE = 128 << 20  # more than this for blocks was never measured to be faster
 MOST_CHUNKS = 1  # larger blocks were not faster, warm or cold
+MOST_RESULTS = 16  # outputs made of one reading: each takes memory of a block
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One pass over one tensor: a reduction or whole node that leaves a value, or the output.
+    """One pass over one tensor: a reduction or whole node that leaves a value, or the outputs.
 
-    ``compute`` is the arithmetic's dtype and ``result`` the dtype of the values produced.
+    ``compute`` is the arithmetic's dtype and ``result`` the dtype of the values produced. A pass
+    that writes makes ``results`` tensors of one shape at once; ``node`` is the first of them.
     """
 
     kind: Literal["reduce", "whole", "write"]
@@ -51,6 +55,7 @@ class Step:
     compute: DType
     result: DType
     pieces: tuple[Piece, ...]
+    results: int = 1
 
     @property
     def operand(self) -> Node:
@@ -73,15 +78,21 @@ class Step:
     def load_bytes(self, elements: int) -> int:
         """Bytes of all loads for a block of that many elements, each aligned."""
         return max(
-            (
+            [
                 sum(
-                    align(min(elements, load.view.numel) * itemsize(load.view, self.compute))
-                    for load in piece.program.loads
+                    [
+                        align(min(elements, load.view.numel) * itemsize(load.view, self.compute))
+                        for load in piece.program.loads
+                    ]
                 )
                 for piece in self.pieces
-            ),
+            ],
             default=0,
         )
+
+    def result_bytes(self, elements: int) -> int:
+        """Bytes of all results of a block of that many elements, each aligned."""
+        return self.results * align(elements * self.result.itemsize)
 
     def block_elements(self, block: int) -> int:
         """Elements of this pass's largest block: a reduction goes chunk by chunk."""
@@ -91,7 +102,7 @@ class Step:
     def arena_bytes(self, block: int) -> int:
         """What one worker holds during this pass, for blocks of ``block`` elements."""
         elements = self.block_elements(block)
-        held = self.load_bytes(elements) + align(elements * self.result.itemsize) + SCRATCH
+        held = self.load_bytes(elements) + self.result_bytes(elements) + SCRATCH
         if self.node.op == "row_sum":  # the sums of one chunk's rows, twice
             held += 16 * min(self.node.numel, elements)
         return held + self._registers(min(TILE, elements))
@@ -102,10 +113,20 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorSchedule:
-    """One output tensor: the passes that must come first, then the one that writes."""
+class Destination:
+    """Where a result goes: tensor number ``tensor`` of model number ``model``."""
 
+    model: int
+    tensor: int
     output: OutputTensor
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSchedule:
+    """One output tensor, or the same one of several models: the passes that must come first,
+    then the one that writes a result to each destination."""
+
+    destinations: tuple[Destination, ...]
     before: tuple[Step, ...]
     write: Step
 
@@ -141,14 +162,23 @@ def projected_bytes(workers: int, arena: int, held: int) -> int:
 
 
 def schedule(
-    graph: Graph, *, memory: int, workers: int, block_chunks: int | None = None
+    *graphs: Graph, memory: int, workers: int, block_chunks: int | None = None
 ) -> Schedule:
     """Passes, block size and at most ``workers`` workers for a budget of ``memory`` bytes.
 
+    With several graphs, which make the same tensors in different ways, inputs are read once for
+    up to ``MOST_RESULTS`` of them.
     Raises ResourceError where even one worker with the smallest blocks does not fit; see
     ``smallest`` for what would. ``block_chunks`` fixes the block size (for measurements).
     """
-    tensors = tuple(_tensor_schedule(tensor) for tensor in graph.tensors)
+    programs = Programs()
+    tensors = tuple(
+        [
+            _tensor_schedule(group, programs)
+            for number, same in enumerate(zip(*(graph.tensors for graph in graphs), strict=True))
+            for group in _groups(number, same)
+        ]
+    )
     steps = [step for tensor in tensors for step in tensor.steps]
     held = _whole_bytes(tensors) + _row_sum_bytes(tensors) + _bookkeeping_bytes(tensors)
 
@@ -181,18 +211,34 @@ def schedule(
         arena_bytes=arenas[chunks],
         held_bytes=held,
         read_bytes=sum(step.read_bytes for tensor in tensors for step in tensor.steps),
-        write_bytes=sum(tensor.nbytes for tensor in graph.tensors),
+        write_bytes=sum(tensor.nbytes for graph in graphs for tensor in graph.tensors),
     )
 
 
-def _tensor_schedule(tensor: OutputTensor) -> TensorSchedule:
+def _groups(number: int, tensors: tuple[OutputTensor, ...]) -> Iterator[list[Destination]]:
+    """A tensor's ways of being made that one program can compute together."""
+    if len(tensors) == 1:
+        yield [Destination(0, number, tensors[0])]
+        return
+    alike: dict[object, list[Destination]] = {}
+    for model, tensor in enumerate(tensors):
+        key = tensor.dtype, tensor.compute, grid(tensor.node)
+        alike.setdefault(key, []).append(Destination(model, number, tensor))
+    for group in alike.values():
+        yield from (group[i : i + MOST_RESULTS] for i in range(0, len(group), MOST_RESULTS))
+
+
+def _tensor_schedule(destinations: list[Destination], programs: Programs) -> TensorSchedule:
+    first, nodes = destinations[0].output, [each.output.node for each in destinations]
     before = []
-    for node in prerequisites(tensor.node):
-        compute = arithmetic_of(node, tensor.compute)
+    for node in prerequisites(*nodes):
+        compute = arithmetic_of(node, first.compute)
         kind: Literal["reduce", "whole"] = "reduce" if node.kind == "reduction" else "whole"
-        before.append(Step(kind, node, compute, compute, pieces(node.inputs[0])))
-    write = Step("write", tensor.node, tensor.compute, tensor.dtype, pieces(tensor.node))
-    return TensorSchedule(tensor, tuple(before), write)
+        before.append(Step(kind, node, compute, compute, programs.pieces(node.inputs[0])))
+    write = Step(
+        "write", first.node, first.compute, first.dtype, programs.pieces(*nodes), len(nodes)
+    )
+    return TensorSchedule(tuple(destinations), tuple(before), write)
 
 
 def arithmetic_of(node: Node, compute: DType) -> DType:
@@ -238,7 +284,8 @@ def _bookkeeping_bytes(tensors: tuple[TensorSchedule, ...]) -> int:
         for step in tensor.steps
         for piece in step.pieces
     )
-    return len(tensors) * PER_TENSOR + loads * PER_LOAD
+    outputs = sum(len(tensor.destinations) for tensor in tensors)
+    return outputs * PER_TENSOR + loads * PER_LOAD
 
 
 def whole_workspace(step: Step) -> int:

@@ -1,4 +1,4 @@
-"""One block of one step: views are read, tiles computed, the result left in the arena."""
+"""One block of one step: views are read, tiles computed, the results left in the arena."""
 
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -32,36 +32,37 @@ class BlockRunner:
     def __init__(self, arena: Arena, reader: Reader, outcomes: Outcomes) -> None:
         self._arena = arena
         self._inputs = Inputs(reader, outcomes)
-        self.not_finite = False  # whether the last block may hold infinities or NaN
+        self.not_finite: set[int] = set()  # results of the last block with infinities or NaN
 
-    def run(self, step: Step, start: int, stop: int) -> Tensor:
-        """Elements ``start:stop`` (flat) of the step's operand, in the step's result dtype.
+    def run(self, step: Step, start: int, stop: int) -> list[Tensor]:
+        """Elements ``start:stop`` (flat) of each result of the step, in its result dtype.
 
-        The tensor lies in the arena, is flat, and is valid until the next block.
+        The tensors lie in the arena, are flat, and are valid until the next block.
         """
-        self.not_finite = False
+        self.not_finite = set()
         self._arena.rewind()
         scratch = self._arena.take(SCRATCH, torch.uint8)
-        result = self._arena.take(stop - start, torch_dtype(step.result))
+        dtype = torch_dtype(step.result)
+        results = [self._arena.take(stop - start, dtype) for _ in range(step.results)]
         mark = self._arena.mark()
         for region in regions(step, start, stop):
             self._arena.rewind(mark)
-            self._region(step, region, region.window(result), scratch)
-        return result
+            self._region(step, region, [region.window(result) for result in results], scratch)
+        return results
 
     def number(self, node: Node, compute: DType) -> float:
         """The value of a number, in float64."""
         return self._inputs.number(node, compute)
 
-    def _region(self, step: Step, region: Region, out: Tensor, scratch: Tensor) -> None:
-        """Compute one region into ``out``, its window of the result."""
+    def _region(self, step: Step, region: Region, outs: list[Tensor], scratch: Tensor) -> None:
+        """Compute one region into ``outs``, its windows of the results."""
         program = region.program
         loaded = [
             self._inputs.load(load, step.compute, region, self._arena, scratch)
             for load in program.loads
         ]
-        if program.copy is not None and loaded[0].dtype == out.dtype:
-            out.copy_(loaded[0])
+        computed = copy_results(program, loaded, outs)
+        if not computed:
             return
         sizes = sizes_of(region.box)
         limit = min(TILE, max(1, prod(sizes)))
@@ -73,12 +74,30 @@ class BlockRunner:
             return self._inputs.scalar(node, step.compute)
 
         for tile in _tiles(sizes, limit):
-            value = evaluate(program, tile, loaded, registers, number)
-            window = out[index_of(tile)]
-            if value.shape == ():
-                window.fill_(value)
-            else:
-                self.not_finite |= round_into(window, value)
+            windows = [out[index_of(tile)] for out in outs]
+
+            def leave(result: int, value: Tensor, windows: list[Tensor] = windows) -> None:
+                if value.shape == ():
+                    windows[result].fill_(value)
+                elif round_into(windows[result], value):
+                    self.not_finite.add(result)
+
+            evaluate(program, tile, loaded, registers, number, computed, leave)
+
+
+Computed = dict[int, list[int]]
+"""Instruction (-1: none) -> the results that are there after it."""
+
+
+def copy_results(program: Program, loaded: list[Tensor], outs: list[Tensor]) -> Computed:
+    """Copy the results that are inputs as they are; what is left are those to be computed."""
+    computed: Computed = {}
+    for number, (result, out) in enumerate(zip(program.results, outs, strict=True)):
+        if result.copy is not None and loaded[result.copy].dtype == out.dtype:
+            out.copy_(loaded[result.copy])
+        else:
+            computed.setdefault(result.after, []).append(number)
+    return computed
 
 
 def evaluate(
@@ -87,19 +106,28 @@ def evaluate(
     loaded: list[Tensor],
     registers: list[Tensor],
     number: Callable[[Node], Tensor],
-) -> Tensor:
-    """Run a program's instructions over a tile of its box: a register's part, or a number.
+    computed: Computed,
+    leave: Callable[[int, Tensor], None],
+) -> None:
+    """Run a program's instructions over a tile of its box.
 
     ``loaded`` are the loads' values in the box, as stored; ``registers`` are flat, in the dtype of
     the arithmetic and large enough for the tile; ``number`` gives values of shape () in that dtype.
+    ``leave`` is called with each computed result, a part of a register or a number, as soon as it
+    is there.
     """
     values: dict[int, Tensor] = {}
 
     def operand(of: Operand) -> Tensor:
         return number(of.node) if isinstance(of, Scalar) else values[of.index]
 
+    def leave_after(position: int) -> None:
+        for result in computed.get(position, ()):
+            leave(result, operand(program.results[result].value))
+
+    leave_after(-1)
     raws = iter(loaded)
-    for instruction in program.instructions:
+    for position, instruction in enumerate(program.instructions):
         index = instruction.register.index
         if isinstance(instruction, Load):
             raw = next(raws)
@@ -111,7 +139,7 @@ def evaluate(
             shape = broadcast([tuple(o.shape) for o in operands])
             place = registers[index][: prod(shape)].view(shape)
             values[index] = OPERATIONS[instruction.op](*operands, out=place)
-    return operand(program.result)
+        leave_after(position)
 
 
 def _tiles(sizes: tuple[int, ...], elements: int) -> Iterator[Box]:

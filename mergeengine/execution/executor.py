@@ -1,7 +1,7 @@
 """Equal workers over the schedule: each takes a block, reads, computes and hands it to the sink."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ from mergeengine.errors import Interrupted, MergeEngineError
 from mergeengine.execution import native
 from mergeengine.execution.arena import Arena, memory_of
 from mergeengine.execution.blocks import BlockRunner
-from mergeengine.execution.fused import FileRange, FusedRunner
+from mergeengine.execution.fused import NOWHERE, CannotWriteError, FusedRunner
+from mergeengine.execution.inputs import Outcomes
 from mergeengine.execution.kernels import torch_dtype
 from mergeengine.execution.pipeline import Pipeline
 from mergeengine.execution.reader import Reader
@@ -57,7 +58,6 @@ class FileSink(Sink, Protocol):
 class _State:
     """How far one output tensor is: the current pass and what of it is under way."""
 
-    index: int
     tensor: TensorSchedule
     position: int = 0  # in tensor.steps
     running: bool = False
@@ -87,15 +87,15 @@ class _Task:
 class _Work:
     """Hands out blocks in order; a tensor's next pass starts when its last one is complete."""
 
-    def __init__(self, schedule: Schedule, sink: "Sink | _Nothing") -> None:
+    def __init__(self, schedule: Schedule, sinks: Sequence[Sink]) -> None:
         self.outcomes: dict[_Outcome, Tensor] = {}
         self.error: BaseException | None = None
-        self.not_finite: set[int] = set()
+        self.not_finite: set[tuple[int, int]] = set()  # model, tensor
         self._block_chunks = schedule.block_chunks
-        self._sink = sink
+        self._sinks = sinks
         self._users = Counter(_outcome(s) for t in schedule.tensors for s in t.before)
         self._claimed: set[_Outcome] = set()
-        self._waiting = deque(enumerate(schedule.tensors))
+        self._waiting = deque(schedule.tensors)
         self._active: list[_State] = []
         self._changed = Condition()
 
@@ -136,15 +136,21 @@ class _Work:
     def _activate(self) -> bool:
         if not self._waiting or len(self._active) >= LOOKAHEAD:
             return False
-        index, tensor = self._waiting[0]
+        tensor = self._waiting[0]
         if _has_whole(tensor) and any(_has_whole(state.tensor) for state in self._active):
             return False  # the projection counts one output with whole nodes at a time
         self._waiting.popleft()
-        if all(self._sink.is_done(index, chunk) for chunk in range(tensor.write.chunks)):
+        if all(self._is_done(tensor, chunk) for chunk in range(tensor.write.chunks)):
             self._release(tensor)
         else:
-            self._active.append(_State(index, tensor))
+            self._active.append(_State(tensor))
         return True
+
+    def _is_done(self, tensor: TensorSchedule, chunk: int) -> bool:
+        """Whether every sink has a chunk: what one of them lacks is made for all."""
+        return bool(self._sinks) and all(
+            self._sinks[to.model].is_done(to.tensor, chunk) for to in tensor.destinations
+        )
 
     def _hand_out(self, state: _State) -> _Task | None:
         """The next block of a tensor, or None where there is none at the moment."""
@@ -172,11 +178,11 @@ class _Work:
         first, chunks = state.next_chunk, step.chunks
         most = {"write": self._block_chunks, "reduce": 1, "whole": chunks}[step.kind]
         if step.kind == "write":
-            while first < chunks and self._sink.is_done(state.index, first):
+            while first < chunks and self._is_done(state.tensor, first):
                 first += 1
         last = first
         while last < min(chunks, first + most) and not (
-            step.kind == "write" and self._sink.is_done(state.index, last)
+            step.kind == "write" and self._is_done(state.tensor, last)
         ):
             last += 1
         state.next_chunk = last
@@ -208,21 +214,21 @@ class _Work:
 
 def execute(
     schedule: Schedule,
-    sink: Sink,
-    *,
+    *sinks: Sink,
     pipeline: Pipeline | None = None,
     reader: Reader | None = None,
     progress: Callable[[int], None] | None = None,
-) -> list[str]:
-    """Run a schedule: every chunk that the sink does not have yet is handed to it once.
+) -> list[list[str]]:
+    """Run a schedule: every chunk that a sink (one for each model) does not have yet is handed to
+    it, and to those that take the same tensor of another model with it.
 
     The CPU computes, or the accelerators of a ``pipeline`` that was opened for this schedule.
-    Returns the names of outputs in which values that are not finite were computed.
+    Returns for each model the names of tensors in which values that are not finite were computed.
     ``progress`` is called with the bytes of each finished output block. The first error of any
     worker is raised here after the others have finished their block; so is Interrupted, after
     Ctrl-C. PyTorch's own threads are set to one meanwhile: workers are the parallelism.
     """
-    work = _Work(schedule, sink)
+    work = _Work(schedule, sinks)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with ExitStack() as stack:
@@ -231,9 +237,9 @@ def execute(
         jobs: list[Callable[[], None]]
         # Leaving the pool waits for every worker: none still writes when its files are closed.
         if pipeline is None:
-            jobs = [partial(_worker, schedule, work, sink, files, progress)] * schedule.workers
+            jobs = [partial(_work_on, schedule, work, sinks, files, progress)] * schedule.workers
         else:
-            jobs = pipeline.jobs(work, sink, files, progress)
+            jobs = pipeline.jobs(work, sinks, files, progress)
         with ThreadPoolExecutor(len(jobs)) as pool:
             workers = [pool.submit(job) for job in jobs]
             try:
@@ -242,7 +248,13 @@ def execute(
                 work.fail(Interrupted("stopped; run the same command again to go on from here"))
     if work.error is not None:
         raise work.error
-    return [schedule.tensors[index].output.name for index in sorted(work.not_finite)]
+    names = {
+        (to.model, to.tensor): to.output.name
+        for tensor in schedule.tensors
+        for to in tensor.destinations
+    }
+    strange = sorted(work.not_finite)
+    return [[names[m, t] for m, t in strange if m == model] for model in range(len(sinks))]
 
 
 def loop_name(pipeline: Pipeline | None) -> str:
@@ -252,83 +264,102 @@ def loop_name(pipeline: Pipeline | None) -> str:
 
 
 def stream(schedule: Schedule, reader: Reader) -> Iterator[tuple[TensorSchedule, int, Tensor]]:
-    """The outputs block by block in order, in this thread: (tensor, flat start, flat values).
+    """One model's tensors block by block in order, in this thread: (tensor, flat start, values).
 
-    Values are valid until the next block is asked for.
+    Values are flat, and valid until the next block is asked for.
     """
-    work = _Work(schedule, _Nothing())
-    arena = Arena(schedule.arena_bytes)
-    runner = BlockRunner(arena, reader, work.outcomes)
-    fused = _fused(arena, reader, runner)
-    while (task := work.next()) is not None:
-        if task.step.kind == "write":
-            start, stop = _span(task)
-            if fused is not None and fused.takes(task.step):
-                yield task.state.tensor, start, fused.run(start, stop)
+    work = _Work(schedule, ())
+    with _Worker(schedule, reader, work.outcomes) as worker:
+        while (task := work.next()) is not None:
+            left = None
+            if task.step.kind == "write":
+                start, stop = _span(task)
+                if worker.fused is not None and worker.fused.takes(task.step):
+                    (values,) = worker.fused.run(start, stop)
+                else:
+                    (values,) = worker.runner.run(task.step, start, stop)
+                yield task.state.tensor, start, values
             else:
-                yield task.state.tensor, start, runner.run(task.step, start, stop)
-            work.done(task, None)
-        else:
-            work.done(task, _leave(runner, task))
+                left = _leave(worker.runner, task)
+            work.done(task, left)
 
 
-def _fused(arena: Arena, reader: Reader, runner: BlockRunner) -> FusedRunner | None:
-    loop = native.library()
-    return None if loop is None else FusedRunner(loop, arena, reader, runner)
+class _Worker:
+    """What one thread on the CPU computes with: torch, and the compiled loop where there is one."""
+
+    def __init__(self, schedule: Schedule, reader: Reader, outcomes: Outcomes) -> None:
+        arena = Arena(schedule.arena_bytes)
+        self.runner = BlockRunner(arena, reader, outcomes)
+        loop, block = native.library(), schedule.block_chunks * CHUNK
+        self.fused = FusedRunner(loop, arena, reader, self.runner, block) if loop else None
+
+    def __enter__(self) -> "_Worker":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.fused is not None:
+            self.fused.close()
 
 
-class _Nothing:
-    """What streaming hands blocks out for: nothing is done yet."""
-
-    def is_done(self, tensor: int, chunk: int) -> bool:
-        return False
-
-
-def _worker(
+def _work_on(
     schedule: Schedule,
     work: _Work,
-    sink: Sink,
+    sinks: Sequence[Sink],
     reader: Reader,
     progress: Callable[[int], None] | None,
 ) -> None:
     try:
         torch.set_num_threads(1)
-        arena = Arena(schedule.arena_bytes)
-        runner = BlockRunner(arena, reader, work.outcomes)
-        fused = _fused(arena, reader, runner)
-        while (task := work.next()) is not None:
-            if task.step.kind == "write":
-                if fused is not None and fused.takes(task.step):
-                    values = _write_directly(fused, task, sink)
-                    strange = fused.not_finite
+        files = [sink if isinstance(sink, FileSink) else None for sink in sinks]
+        with _Worker(schedule, reader, work.outcomes) as worker:
+            runner, fused = worker.runner, worker.fused
+            while (task := work.next()) is not None:
+                if task.step.kind == "write":
+                    if fused is not None and fused.takes(task.step):
+                        _write_directly(fused, task, sinks, files)
+                        strange = fused.not_finite
+                    else:
+                        blocks = runner.run(task.step, *_span(task))
+                        strange = runner.not_finite
+                        for to, values in zip(task.state.tensor.destinations, blocks, strict=True):
+                            sinks[to.model].write(to.tensor, task.first, memory_of(values))
+                    for number in strange:
+                        to = task.state.tensor.destinations[number]
+                        work.not_finite.add((to.model, to.tensor))
+                    work.done(task, None)
+                    if progress is not None:
+                        start, stop = _span(task)
+                        step = task.step
+                        progress(step.results * (stop - start) * step.result.itemsize)
                 else:
-                    values = runner.run(task.step, *_span(task))
-                    strange = runner.not_finite
-                    sink.write(task.state.index, task.first, memory_of(values))
-                if strange:
-                    work.not_finite.add(task.state.index)
-                work.done(task, None)
-                if progress is not None:
-                    progress(values.numel() * values.itemsize)
-            else:
-                work.done(task, _leave(runner, task))
+                    work.done(task, _leave(runner, task))
     except BaseException as error:  # handed to the thread that waits
         work.fail(error)
 
 
-def _write_directly(fused: FusedRunner, task: _Task, sink: Sink) -> Tensor:
+def _write_directly(
+    fused: FusedRunner, task: _Task, sinks: Sequence[Sink], files: Sequence[FileSink | None]
+) -> None:
     """Compute a block and write it piece by piece, while the pieces are in the cache."""
-    index = task.state.index
-    if not isinstance(sink, FileSink):
-        values = fused.run(*_span(task))
-        sink.write(index, task.first, memory_of(values))
-        return values
+    start, stop = _span(task)
+    destinations = task.state.tensor.destinations
+    places = []
+    for to in destinations:
+        file = files[to.model]
+        places.append(NOWHERE if file is None else file.place(to.tensor, task.first))
     try:
-        values = fused.run(*_span(task), FileRange(*sink.place(index, task.first)))
-    except OSError as error:
-        raise sink.failed(index, error) from error
-    sink.record(index, task.first, memory_of(values))
-    return values
+        fused.run(start, stop, places)
+    except CannotWriteError as error:
+        to = destinations[error.result]
+        file = files[to.model]
+        assert file is not None
+        raise file.failed(to.tensor, error) from error
+    for to, data in zip(destinations, fused.written(stop - start), strict=True):
+        file = files[to.model]
+        if file is None:
+            sinks[to.model].write(to.tensor, task.first, data)
+        else:
+            file.record(to.tensor, task.first, data)
 
 
 def _leave(runner: BlockRunner, task: _Task) -> Tensor:
@@ -336,11 +367,11 @@ def _leave(runner: BlockRunner, task: _Task) -> Tensor:
     step = task.step
     if task.state.fold is not None:
         start, stop = _span(task)
-        return task.state.fold.partial(task.first, runner.run(step, start, stop))
+        return task.state.fold.partial(task.first, *runner.run(step, start, stop))
     operand = torch.empty(step.operand.numel, dtype=torch_dtype(step.compute))
     for start in range(0, operand.numel(), CHUNK):
         stop = min(start + CHUNK, operand.numel())
-        operand[start:stop] = runner.run(step, start, stop)
+        (operand[start:stop],) = runner.run(step, start, stop)
     return run_whole(step.node, operand.view(step.operand.shape))
 
 

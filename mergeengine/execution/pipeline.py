@@ -17,7 +17,7 @@ from mergeengine.compiler.program import holder
 from mergeengine.compiler.ring import SPACING, Ring, numbers_of, ring, spaced
 from mergeengine.compiler.schedule import SCRATCH, Schedule, Step
 from mergeengine.execution.arena import Arena, memory_of
-from mergeengine.execution.blocks import evaluate
+from mergeengine.execution.blocks import copy_results, evaluate
 from mergeengine.execution.inputs import Inputs, Region, regions, sizes_of
 from mergeengine.execution.kernels import round_there, torch_dtype
 from mergeengine.execution.queues import Device, TorchDevice
@@ -49,7 +49,7 @@ class Pipeline:
     def jobs(
         self,
         work: "_Work",
-        sink: "Sink",
+        sinks: "Sequence[Sink]",
         reader: Reader,
         progress: Callable[[int], None] | None,
     ) -> list[Callable[[], None]]:
@@ -59,7 +59,7 @@ class Pipeline:
         """
         lanes = [Lane(device, self.ring) for device in self.devices]
         return [
-            _Worker(lanes[n % len(lanes)], self.ring, work, sink, reader, progress).run
+            _Worker(lanes[n % len(lanes)], self.ring, work, sinks, reader, progress).run
             for n in range(self.ring.workers)
         ]
 
@@ -95,28 +95,32 @@ class _Block:
     parts: list[tuple[Region, list[Tensor]]]
     numbers: dict[Node, Tensor]
 
-    def compute(self, result: Tensor, strange: Tensor, workspace: Tensor) -> None:
-        """Compute into ``result`` (flat, of the step's result dtype); all is on the device.
+    def compute(self, results: list[Tensor], strange: list[Tensor], workspace: Tensor) -> None:
+        """Compute into ``results`` (flat, of the step's result dtype); all is on the device.
 
-        ``strange`` is as for ``round_there``; ``workspace`` (flat, uint8) holds the registers.
+        ``strange`` is for each as for ``round_there``; ``workspace`` (flat, uint8) holds registers.
         """
         arena = Arena.over(workspace, SPACING)
+        dtype = torch_dtype(self.step.compute)
         for region, loaded in self.parts:
-            window, program = region.window(result), region.program
-            if program.copy is not None and loaded[0].dtype == window.dtype:
-                window.copy_(loaded[0])
+            windows, program = [region.window(result) for result in results], region.program
+            computed = copy_results(program, loaded, windows)
+            if not computed:
                 continue
+
+            def leave(result: int, value: Tensor, windows: list[Tensor] = windows) -> None:
+                if value.shape == ():
+                    windows[result].copy_(value)
+                else:
+                    round_there(windows[result], value, strange[result])
+
             # A device has no small cache to stay in: the whole region is one tile.
             sizes = sizes_of(region.box)
             arena.rewind()
-            dtype = torch_dtype(self.step.compute)
             registers = [arena.take(prod(sizes), dtype) for _ in range(program.registers)]
             tile = tuple((0, size) for size in sizes)
-            value = evaluate(program, tile, loaded, registers, self.numbers.__getitem__)
-            if value.shape == ():
-                window.copy_(value)
-            else:
-                round_there(window, value, strange)
+            number = self.numbers.__getitem__
+            evaluate(program, tile, loaded, registers, number, computed, leave)
 
 
 class _Worker:
@@ -127,7 +131,7 @@ class _Worker:
         lane: Lane,
         ring: Ring,
         work: "_Work",
-        sink: "Sink",
+        sinks: "Sequence[Sink]",
         reader: Reader,
         progress: Callable[[int], None] | None,
     ) -> None:
@@ -135,7 +139,7 @@ class _Worker:
         self._slots = Slots(lane, ring)
         self._whole_there = ring.whole_bytes > 0
         self._work = work
-        self._sink = sink
+        self._sinks = sinks
         self._inputs = Inputs(reader, work.outcomes)
         self._scratch = torch.empty(SCRATCH, dtype=torch.uint8)
         self._progress = progress
@@ -167,35 +171,44 @@ class _Worker:
             self._work.fail(error)
 
     def _write(self, task: "_Task") -> None:
-        step, index, start, stop = task.step, task.state.index, *_span(task)
+        step, (start, stop) = task.step, _span(task)
         slot = self._slots.take()
-
-        def deliver(data: Tensor) -> None:
-            self._sink.write(index, task.first, memory_of(data))
-            self._work.done(task, None)
-            if self._progress is not None:
-                self._progress(data.numel() * data.itemsize)
-
         if _is_copied(step):  # the device could only send the bytes back
             slot.arena.rewind()
-            deliver(self._load(slot, step, next(regions(step, start, stop)))[0])
+            loaded = self._load(slot, step, next(regions(step, start, stop)))
+            copies = [result.copy for result in step.pieces[0].program.results]
+            self._deliver(task, [loaded[copy] for copy in copies if copy is not None])
             return
         block = self._read(slot, step, start, stop)
-        size = (stop - start) * step.result.itemsize
-        flag = spaced(size)
-        result = slot.result_there[:size].view(torch_dtype(step.result))
-        strange = _flag(slot.result_there[flag : flag + 1])
+        size, dtype = (stop - start) * step.result.itemsize, torch_dtype(step.result)
+        places = [slice(n * spaced(size), n * spaced(size) + size) for n in range(step.results)]
+        flags = step.results * spaced(size)  # one for each result, after them
+        end = flags + step.results
+        results = [slot.result_there[place].view(dtype) for place in places]
+        all_flags = slot.result_there[flags:end]
+        strange = [_flag(all_flags[n : n + 1]) for n in range(step.results)]
 
         def compute() -> None:
-            strange.zero_()
-            block.compute(result, strange, self._lane.workspace)
+            all_flags.zero_()
+            block.compute(results, strange, self._lane.workspace)
 
         def arrived() -> None:
-            if slot.result[flag]:
-                self._work.not_finite.add(index)
-            deliver(slot.result[:size])
+            for to, flag in zip(
+                task.state.tensor.destinations, slot.result[flags:end].tolist(), strict=True
+            ):
+                if flag:
+                    self._work.not_finite.add((to.model, to.tensor))
+            self._deliver(task, [slot.result[place] for place in places])
 
-        self._slots.issue(slot, compute, flag + 1, arrived)
+        self._slots.issue(slot, compute, end, arrived)
+
+    def _deliver(self, task: "_Task", blocks: list[Tensor]) -> None:
+        """Hand a block's results, in the host's memory, to the sinks."""
+        for to, data in zip(task.state.tensor.destinations, blocks, strict=True):
+            self._sinks[to.model].write(to.tensor, task.first, memory_of(data))
+        self._work.done(task, None)
+        if self._progress is not None:
+            self._progress(sum(data.numel() * data.itemsize for data in blocks))
 
     def _reduce(self, task: "_Task") -> None:
         step, fold, chunk, (start, stop) = task.step, task.state.fold, task.first, _span(task)
@@ -208,7 +221,7 @@ class _Worker:
         ignored = _flag(slot.result_there[-1:])
 
         def compute() -> None:
-            block.compute(values, ignored, workspace[spaced(size) :])
+            block.compute([values], [ignored], workspace[spaced(size) :])
             left_there.copy_(fold.partial(chunk, values))
 
         def arrived() -> None:
@@ -245,15 +258,15 @@ class _Worker:
             slot = self._slots.take()
             block = self._read(slot, step, start, stop)
             part, ignored = matrix[start:stop], _flag(slot.result_there[-1:])
-            compute = partial(block.compute, part, ignored, self._lane.workspace)
+            compute = partial(block.compute, [part], [ignored], self._lane.workspace)
             self._slots.issue(slot, compute, 0, _stays_there)
         found: list[Tensor] = []
 
         def run() -> None:
             found.append(run_whole(step.node, matrix.view(step.operand.shape)).reshape(-1))
 
-        def copy_of(result: Tensor, _: Tensor, start: int, stop: int) -> None:
-            result.copy_(found[0][start:stop])
+        def copy_of(results: list[Tensor], _: list[Tensor], start: int, stop: int) -> None:
+            results[0].copy_(found[0][start:stop])
 
         self._lane.computing.run(run)
         outcome = torch.empty(step.node.numel, dtype=dtype)
@@ -264,13 +277,15 @@ class _Worker:
         self._slots.deliver_all()
         return outcome.view(step.node.shape)
 
-    def _bring(self, slot: Slot, compute: Callable[[Tensor, Tensor], None], target: Tensor) -> None:
+    def _bring(
+        self, slot: Slot, compute: Callable[[list[Tensor], list[Tensor]], None], target: Tensor
+    ) -> None:
         """Issue a block whose result (see ``_Block.compute``) goes to ``target`` on the host."""
         size = target.numel() * target.itemsize
         result = slot.result_there[:size].view(target.dtype)
         arrived = partial(copy, target, slot.result[:size].view(target.dtype))
         ignored = _flag(slot.result_there[-1:])
-        self._slots.issue(slot, partial(compute, result, ignored), size, arrived)
+        self._slots.issue(slot, partial(compute, [result], [ignored]), size, arrived)
 
     def _read(self, slot: Slot, step: Step, start: int, stop: int) -> _Block:
         """Read all that elements ``start:stop`` of a step are computed from into a slot."""
@@ -305,13 +320,15 @@ def _chunks(elements: int) -> Iterator[tuple[int, int]]:
 
 
 def _is_copied(step: Step) -> bool:
-    """Whether every block of the step is a flat range of what is stored, as it is."""
+    """Whether every result of the step is, in flat ranges, what is stored as it is."""
     if len(step.pieces) != 1 or not step.pieces[0].program.flat:
         return False
-    view = step.pieces[0].program.copy
-    if view is None or holder(view).op != "stored":
-        return False
-    return holder(view).stored.dtype == step.result
+    program = step.pieces[0].program
+    held = [None if r.copy is None else holder(program.loads[r.copy].view) for r in program.results]
+    return all(
+        node is not None and node.op == "stored" and node.stored.dtype == step.result
+        for node in held
+    )
 
 
 def _flag(byte: Tensor) -> Tensor:

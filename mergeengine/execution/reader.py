@@ -1,8 +1,6 @@
 """Reading byte ranges of input files, and noticing when a file changes under us."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
@@ -34,25 +32,18 @@ class Reader:
 
     def read_into(self, file: StoredFile, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` from ``offset``; an early end or a changed file is an error."""
-        with self.opened(file) as descriptor:
-            try:
-                done = 0
-                while done < len(buffer):
-                    count = _pread_into(descriptor, buffer[done:], offset + done)
-                    if count == 0:
-                        raise self.ended(file, offset + done)
-                    done += count
-            except OSError as error:
-                raise self.unreadable(file, error.strerror) from error
-
-    @contextmanager
-    def opened(self, file: StoredFile) -> Iterator[int]:
-        """The file's descriptor, which stays open meanwhile."""
-        descriptor = self._acquire(file)
+        descriptor = self.acquire(file)
         try:
-            yield descriptor
+            done = 0
+            while done < len(buffer):
+                count = _pread_into(descriptor, buffer[done:], offset + done)
+                if count == 0:
+                    raise self.ended(file, offset + done)
+                done += count
+        except OSError as error:
+            raise self.unreadable(file, error.strerror) from error
         finally:
-            self._release(file)
+            self.release(file)
 
     @staticmethod
     def ended(file: StoredFile, offset: int) -> InputChangedError:
@@ -87,7 +78,8 @@ class Reader:
                 os.close(descriptor)
             self._open.clear()
 
-    def _acquire(self, file: StoredFile) -> int:
+    def acquire(self, file: StoredFile) -> int:
+        """The file's descriptor, which stays open until ``release``."""
         path = file.path
         with self._lock:
             descriptor = self._open.pop(path, None)
@@ -98,7 +90,8 @@ class Reader:
             self._in_use[path] = self._in_use.get(path, 0) + 1
             return descriptor
 
-    def _release(self, file: StoredFile) -> None:
+    def release(self, file: StoredFile) -> None:
+        """One user less."""
         with self._lock:
             self._in_use[file.path] -= 1
 

@@ -63,11 +63,11 @@ def elementwise(op: str, *inputs: Node) -> Node:
     simple = _simplified(op, inputs, shape)
     if simple is not None:
         return simple
-    joined = next((node for node in inputs if node.op == "concat"), None)
-    if joined is not None:
-        dimension: int = joined.attributes[0]
+    joined = [node for node in inputs if node.op == "concat"]
+    if joined:
+        dimension: int = joined[0].attributes[0]
         pieces, start = [], 0
-        for piece in joined.inputs:
+        for piece in joined[0].inputs:
             stop = start + piece.shape[dimension]
             box = _span(shape, dimension, start, stop)
             pieces.append(elementwise(op, *(restrict(node, box) for node in inputs)))

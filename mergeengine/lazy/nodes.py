@@ -83,11 +83,9 @@ def intern(op: str, inputs: tuple[Node, ...], shape: Shape, *attributes: Any) ->
         key: _Key = (op, inputs, shape, (float(attributes[0]).hex(),))
     else:
         key = (op, inputs, shape, attributes)
+    node = Node(op, inputs, shape, attributes)  # in vain at times; looking twice would take longer
     with _lock:
-        node = _interned.get(key)
-        if node is None:
-            node = _interned[key] = Node(op, inputs, shape, attributes)
-    return node
+        return _interned.setdefault(key, node)
 
 
 def walk(*roots: Node) -> Iterator[Node]:

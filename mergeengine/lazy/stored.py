@@ -35,7 +35,9 @@ class Stored:
     offset: int
 
     def __hash__(self) -> int:
-        return hash((self.name, self.offset))  # the rest is compared; hashing a path takes longer
+        # Versions of a model share all but the source. The rest is compared: hashing a path takes
+        # longer.
+        return hash((self.source, self.name, self.offset))
 
     @property
     def numel(self) -> int:

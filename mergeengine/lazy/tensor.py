@@ -125,8 +125,8 @@ def concat(tensors: Sequence[LazyTensor], dimension: int = 0) -> LazyTensor:
 
 
 def _apply(op: str, *operands: Operand) -> LazyTensor:
-    nodes = (
+    nodes = [
         operand.node if isinstance(operand, LazyTensor) else algebra.constant(operand)
         for operand in operands
-    )
+    ]
     return LazyTensor(algebra.elementwise(op, *nodes))

@@ -112,6 +112,14 @@ class Plan:
     text: str
 
     @property
+    def models(self) -> tuple[object, ...]:
+        """What is opened for the plan, and as what: plans of equal ``models`` can share them."""
+        sources = [(each.name, each.source_base, each.source_ft) for each in self.sources]
+        output = self.output
+        donors = output.tokenizer, output.config, output.generation_config
+        return (self.target, *sources, *donors)
+
+    @property
     def identity_document(self) -> dict[str, Any]:
         """The document without ``output.path``: where a result lies does not change it."""
         document = deepcopy(self.document)

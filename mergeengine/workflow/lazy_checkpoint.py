@@ -147,7 +147,8 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
         plan = self._schedule(Settings(memory=memory, workers=1))
         with Reader() as reader:
             for tensor, start, values in stream(plan, reader):
-                yield Block(tensor.output.name, tensor.output.shape, start, values)
+                output = tensor.destinations[0].output
+                yield Block(output.name, output.shape, start, values)
 
     def tensors(self, *, memory: int | None = None) -> Iterator[tuple[str, "torch.Tensor"]]:
         """Name and value of every tensor, one whole tensor at a time."""
@@ -208,7 +209,7 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
                 name=f"save {self.formula}",
                 output=output,
                 identity=digest_of([RESULT_VERSION, graph_digest(graph, pins), beside]),
-                schedule=self._schedule(settings),
+                graph=graph,
                 layout=lay_out(described, shard_size),
                 inputs=self.inputs,
                 files=graph.files(),
@@ -217,7 +218,14 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
                 models=tuple(Model("input", text, pins[text]) for text in sorted(pins)),
                 decisions={},
             )
-            produced = produce(job, meter, settings, force=force, progress=progress)
+            (produced,), _ = produce(
+                [job],
+                lambda _: self._schedule(settings),
+                meter,
+                settings,
+                force=force,
+                progress=progress,
+            )
             for text in produced.warnings:
                 _log.warning("%s", text)
         return output

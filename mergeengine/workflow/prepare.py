@@ -73,15 +73,19 @@ def prepare(
     output: Path | None = None,
     locked: bool = False,
     block_chunks: int | None = None,
+    like: Prepared | None = None,
 ) -> Prepared:
     """Open the models by their headers, bind, lay out and schedule.
 
     With ``locked`` the plan's lock must name the very same contents. ``block_chunks`` fixes the
-    block size, for measurements.
+    block size, for measurements. Where the models are those of ``like``, they are not opened again.
     """
     settings = settings or Settings()
     path = output_of(plan, output)
-    models, pins = resolve(plan, settings, locked=locked)
+    if like is not None and like.plan.models == plan.models:
+        models, pins = like.models, like.pins
+    else:
+        models, pins = resolve(plan, settings, locked=locked)
     if plan.file.resolve().is_relative_to(path.resolve()):
         raise OutputError(f"{path}: the plan lies there; choose a folder of its own")
     check_apart(path, models.merged())

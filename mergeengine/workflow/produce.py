@@ -2,8 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 from mergeengine.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from mergeengine.compiler.graph import Graph
 from mergeengine.compiler.schedule import Schedule
 from mergeengine.errors import OutputBusyError, ResourceError
 from mergeengine.lazy.stored import StoredFile
@@ -44,7 +45,7 @@ class Job:
     name: str
     output: Path
     identity: str
-    schedule: Schedule
+    graph: Graph
     layout: Layout
     inputs: tuple[Checkpoint, ...]
     files: tuple[StoredFile, ...]
@@ -78,54 +79,92 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """``made`` is False where the output was up to date; ``kept`` bytes came from earlier runs.
-
-    ``loop`` is what computed flat blocks: the compiled loop's instructions, or torch.
-    """
+    """What became of a job. ``made`` is False where the output was up to date."""
 
     made: bool
-    bounds: Bounds
-    kept: int = 0
-    device: str = ""
-    loop: str = ""
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The one reading of the inputs that made the outputs; ``kept`` bytes came from earlier runs.
+
+    ``loop`` is what computed flat blocks: the compiled loop's instructions, or torch.
+    """
+
+    schedule: Schedule
+    bounds: Bounds
+    written: int
+    kept: int
+    device: str
+    loop: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A job that this run makes: its workspace is locked."""
+
+    job: Job
+    workspace: Workspace
+    existing: Existing
+
+
+Scheduler = Callable[[Sequence[Job]], Schedule]
+"""Makes the schedule that makes jobs together."""
+
+
 def produce(
-    job: Job, meter: Meter, settings: Settings, *, force: bool, progress: Progress | None
-) -> Produced:
-    """Make a job's output unless it is up to date; see ``Workspace`` for what may be replaced."""
+    jobs: Sequence[Job],
+    scheduled: Scheduler,
+    meter: Meter,
+    settings: Settings,
+    *,
+    force: bool,
+    progress: Progress | None,
+) -> tuple[list[Produced], Pass | None]:
+    """Make those jobs' outputs that are not up to date, all of them in one pass over the inputs;
+    see ``Workspace`` for what may be replaced. The pass is None where nothing was to be done.
+    """
     tell = progress or (lambda phase, done, total: None)
-    if not force and look_at(job).state == "up to date":
-        _clear_leftovers(job.output)
-        return Produced(False, bounds_of(job.schedule, None))
+    waiting = [job for job in jobs if force or look_at(job).state != "up to date"]
+    for job in jobs:
+        if job not in waiting:
+            _clear_leftovers(job.output)
+    produced = dict.fromkeys((job.output for job in jobs), Produced(made=False))
+    if not waiting:
+        return list(produced.values()), None
     with meter.imports():
         # Not at the top: what is up to date is found without torch.
         from mergeengine.execution.executor import loop_name
 
-        pipeline = open_devices(job.schedule, settings)
-    bounds = bounds_of(job.schedule, pipeline)
-    with Workspace(job.output) as workspace:
-        # Another run may have finished in the meantime: look again, with the lock.
-        existing = look_at(job)
-        if existing.state == "up to date" and not force:
-            workspace.discard()
-            return Produced(False, bounds)
-        if existing.state != "absent" and not force:
-            _check_replaceable(job, existing, tell)
-        check_disk(job)
+    schedule = scheduled(waiting)
+    pipeline = open_devices(schedule, settings)
+    with ExitStack() as stack:
+        begun = [each for job in waiting if (each := _begin(job, stack, tell, force=force))]
+        if not begun:
+            return list(produced.values()), None
+        now = [each.job for each in begun]
+        if len(now) < len(waiting):
+            schedule = scheduled(now)
+            pipeline = open_devices(schedule, settings)
+        check_disk(*now)
         meter.lap("prepare")
-        _fetch(job, tell)
+        _fetch(now, tell)
         meter.lap("download")
-        kept, digests, strange = _merge(job, workspace, pipeline, tell)
+        made, digests, strange = _merge(begun, schedule, pipeline, tell)
         meter.lap("merge")
-        _seal(job, workspace, digests)
-        workspace.install()
+        for each, tensors, names in zip(begun, digests, strange, strict=True):
+            _seal(each.job, each.workspace, tensors)
+            each.workspace.install()
+            old = each.existing
+            replaced = () if old.state == "absent" else (f"replaced an output: {old.reason}",)
+            produced[each.job.output] = Produced(True, replaced, _not_finite(names))
         meter.lap("seal")
-    replaced = () if existing.state == "absent" else (f"replaced an output: {existing.reason}",)
-    name = pipeline.name if pipeline is not None else "cpu"
-    return Produced(True, bounds, kept, name, loop_name(pipeline), replaced, _not_finite(strange))
+    written, kept = made
+    bounds, name = bounds_of(schedule, pipeline), pipeline.name if pipeline else "cpu"
+    done = Pass(schedule, bounds, written, kept, name, loop_name(pipeline))
+    return list(produced.values()), done
 
 
 def open_devices(schedule: Schedule, settings: Settings) -> "Pipeline | None":
@@ -153,6 +192,18 @@ def bounds_of(schedule: Schedule, pipeline: "Pipeline | None") -> Bounds:
     return Bounds(ring.workers, ring.projected_bytes, ring.device_bytes, pipeline.device_memory)
 
 
+def _begin(job: Job, stack: ExitStack, tell: Progress, *, force: bool) -> _Begun | None:
+    """Lock a job's output; None where another run has made it in the meantime."""
+    workspace = stack.enter_context(Workspace(job.output))
+    existing = look_at(job)
+    if existing.state == "up to date" and not force:
+        workspace.discard()
+        return None
+    if existing.state != "absent" and not force:
+        _check_replaceable(job, existing, tell)
+    return _Begun(job, workspace, existing)
+
+
 def _not_finite(names: list[str]) -> tuple[str, ...]:
     if not names:
         return ()
@@ -176,20 +227,22 @@ def look_at(job: Job) -> Existing:
     return look(job.output, job.name, job.identity, job.inputs)
 
 
-def check_disk(job: Job) -> None:
-    """ResourceError where the output and the downloads do not fit on their disks."""
-    shortage = disk_shortage(job)
+def check_disk(*jobs: Job) -> None:
+    """ResourceError where the outputs and the downloads do not fit on their disks."""
+    shortage = disk_shortage(*jobs)
     if shortage is not None:
         raise ResourceError(f"{shortage}. Make space, or write somewhere else with --output")
 
 
-def disk_shortage(job: Job) -> str | None:
+def disk_shortage(*jobs: Job) -> str | None:
     """What does not fit, in a sentence. What an earlier partial run holds is counted as free."""
-    partial = workspace_path(job.output) / "files"
-    held = sum(allocated_bytes(path) for path in partial.glob("*.safetensors"))
     needs: dict[int, list[int]] = {}  # device -> bytes needed, bytes free
-    places = [(job.output.parent, max(0, job.layout.size - held))]
-    places.extend((file.path.parent, file.size) for _, file in job.missing())
+    places = []
+    for job in jobs:
+        partial = workspace_path(job.output) / "files"
+        held = sum(allocated_bytes(path) for path in partial.glob("*.safetensors"))
+        places.append((job.output.parent, max(0, job.layout.size - held)))
+    places.extend((file.path.parent, file.size) for _, file in _missing(jobs))
     for place, size in places:
         while not place.exists():
             place = place.parent
@@ -215,9 +268,16 @@ def _check_replaceable(job: Job, existing: Existing, tell: Progress) -> None:
     may_replace(job.output, existing, checked)
 
 
-def _fetch(job: Job, tell: Progress) -> None:
+def _missing(jobs: Sequence[Job]) -> list[tuple[Checkpoint, StoredFile]]:
+    """Files that are still to be fetched, each once."""
+    return list(
+        {file.path: (model, file) for job in jobs for model, file in job.missing()}.values()
+    )
+
+
+def _fetch(jobs: Sequence[Job], tell: Progress) -> None:
     """Download the files of weights that are really read."""
-    missing = job.missing()
+    missing = _missing(jobs)
     total, done = sum(file.size for _, file in missing), 0
     for model, file in missing:
         tell("downloading", done, total)
@@ -227,30 +287,38 @@ def _fetch(job: Job, tell: Progress) -> None:
 
 
 def _merge(
-    job: Job, workspace: Workspace, pipeline: "Pipeline | None", tell: Progress
-) -> tuple[int, dict[str, str], list[str]]:
-    """Write the weights into the workspace: bytes kept of earlier runs, the digests, and the
-    names of tensors with values that are not finite (of what this run computed)."""
+    begun: Sequence[_Begun], schedule: Schedule, pipeline: "Pipeline | None", tell: Progress
+) -> tuple[tuple[int, int], list[dict[str, str]], list[list[str]]]:
+    """Write the weights into the workspaces: bytes written and kept of earlier runs, and for each
+    job the digests, and the names of tensors with values that are not finite (of what this run
+    computed)."""
     from mergeengine.execution.executor import execute
     from mergeengine.execution.reader import Reader
 
-    total = job.schedule.write_bytes
-    with ShardWriter(workspace, job.layout, job.key()) as writer, Reader() as reader:
-        kept = done = writer.kept_bytes
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(ShardWriter(each.workspace, each.job.layout, each.job.key()))
+            for each in begun
+        ]
+        reader = stack.enter_context(Reader())
+        total, written = schedule.write_bytes, 0
+        kept = sum(writer.kept_bytes for writer in writers)
         lock = Lock()
 
-        def written(size: int) -> None:
-            nonlocal done
+        def progress(size: int) -> None:
+            nonlocal written
             with lock:
-                done += size
-                tell("merging", done, total)
+                written += size
+                # What one output of several lacks is made for all: some of it was there.
+                tell("merging", min(kept + written, total), total)
 
-        tell("merging", done, total)
-        strange = execute(job.schedule, writer, pipeline=pipeline, reader=reader, progress=written)
+        tell("merging", kept, total)
+        strange = execute(schedule, *writers, pipeline=pipeline, reader=reader, progress=progress)
         reader.check_unchanged()
         tell("sealing", 0, 1)
-        writer.sync()
-        return kept, writer.digests(), strange
+        for writer in writers:
+            writer.sync()
+        return (written, kept), [writer.digests() for writer in writers], strange
 
 
 def _seal(job: Job, workspace: Workspace, tensors: dict[str, str]) -> None:

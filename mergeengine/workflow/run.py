@@ -11,10 +11,10 @@ from mergeengine.output.lock import lock_path, write_lock
 from mergeengine.output.manifest import Model
 from mergeengine.plan.load import load_plan
 from mergeengine.plan.plan import Plan
-from mergeengine.units import parse_size
 from mergeengine.workflow.measure import Meter
 from mergeengine.workflow.prepare import Prepared, prepare
 from mergeengine.workflow.produce import Job, Produced, Progress, produce
+from mergeengine.workflow.report import made, spent
 from mergeengine.workflow.settings import Settings
 
 
@@ -63,37 +63,28 @@ def run(
         plan = load_plan(plan, overrides)
     elif overrides:
         raise ValueError("overrides belong to the reading of a plan: give them to load_plan")
-    if isinstance(memory, str):
-        memory = parse_size(memory)
-    if isinstance(device_memory, str):
-        device_memory = parse_size(device_memory)
-    settings = Settings(
-        device=device,
-        memory=memory,
-        workers=workers,
-        device_memory=device_memory,
-        offline=offline,
-    )
+    settings = Settings.of(device, memory, workers, device_memory, offline)
     late: list[str] = []
     with Meter() as meter:
         place = Path(output) if output is not None else None
         prepared = prepare(plan, settings, output=place, locked=locked, block_chunks=block_chunks)
         if on_prepared is not None:
             on_prepared(prepared)
-        job = job_of(prepared)
-        produced = produce(job, meter, settings, force=force, progress=progress)
+        (produced,), done = produce(
+            [job_of(prepared)],
+            lambda _: prepared.schedule,
+            meter,
+            settings,
+            force=force,
+            progress=progress,
+        )
         if not overrides and output is None and not locked:
             try:
                 write_lock(lock_path(plan.file), prepared.pins)
             except OutputError as error:  # the output is complete all the same
                 late.append(f"the lock of the inputs is missing: {error}")
-    return RunResult(
-        output=prepared.output,
-        made=produced.made,
-        notes=(*prepared.notes, *produced.notes),
-        warnings=(*prepared.warnings, *produced.warnings, *late),
-        report=_report(job, prepared, produced, meter),
-    )
+    report = {**made(prepared, produced), **spent(prepared.schedule, done, meter)}
+    return result_of(prepared, produced, report, late)
 
 
 def job_of(prepared: Prepared) -> Job:
@@ -103,7 +94,7 @@ def job_of(prepared: Prepared) -> Job:
         name=plan.name,
         output=prepared.output,
         identity=prepared.identity,
-        schedule=prepared.schedule,
+        graph=prepared.binding.graph,
         layout=prepared.layout,
         inputs=prepared.models.merged(),
         files=prepared.binding.graph.files(),
@@ -117,34 +108,14 @@ def job_of(prepared: Prepared) -> Job:
     )
 
 
-def _report(job: Job, prepared: Prepared, produced: Produced, meter: Meter) -> dict[str, Any]:
-    schedule, bounds = job.schedule, produced.bounds
-    seconds = meter.seconds.get("merge")
-    written = schedule.write_bytes - produced.kept
-    # What an earlier run finished need not be read again; the rest is read in proportion.
-    read = (
-        round(schedule.read_bytes * written / schedule.write_bytes) if schedule.write_bytes else 0
+def result_of(
+    prepared: Prepared, produced: Produced, report: dict[str, Any], late: list[str]
+) -> RunResult:
+    """What a run says of one of its outputs; ``late`` are further warnings."""
+    return RunResult(
+        output=prepared.output,
+        made=produced.made,
+        notes=(*prepared.notes, *produced.notes),
+        warnings=(*prepared.warnings, *produced.warnings, *late),
+        report=report,
     )
-    return {
-        "plan": job.name,
-        "output": str(job.output),
-        "made": produced.made,
-        "identity": job.identity,
-        "seconds": meter.seconds,
-        "bytes": {
-            "read": read if produced.made else 0,
-            "written": written if produced.made else 0,
-            "kept_from_earlier_run": produced.kept,
-        },
-        "gigabytes_per_second": round((read + written) / seconds / 1e9, 3) if seconds else None,
-        "memory": {
-            "projected_bytes": bounds.projected_bytes,
-            "measured_bytes": meter.peak_bytes,
-            "device_projected_bytes": bounds.device_bytes,
-        },
-        "device": produced.device,
-        "loop": produced.loop,
-        "workers": bounds.workers,
-        "block_chunks": schedule.block_chunks,
-        "tensors": prepared.binding.counts(),
-    }

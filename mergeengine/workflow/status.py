@@ -1,11 +1,14 @@
 """What a run would do, and what would stop it: everything that is known without reading data."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mergeengine.compiler.schedule import Schedule
 from mergeengine.errors import ResourceError
+from mergeengine.lazy.partition import chunk_count
 from mergeengine.output.journal import read_claims, read_key
 from mergeengine.output.manifest import Model
 from mergeengine.output.workspace import workspace_path
@@ -22,6 +25,7 @@ from mergeengine.workflow.produce import (
 )
 from mergeengine.workflow.run import job_of
 from mergeengine.workflow.settings import Settings
+from mergeengine.workflow.sweep import check_alike, together, versions
 
 Decision = Literal["nothing", "make", "replace", "refuse"]
 
@@ -88,6 +92,35 @@ class Status:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class SweepStatus:
+    """A sweep foreseen: each output, and the one pass that makes those that are not up to date.
+
+    ``schedule`` is None where nothing would be done, or where it does not fit in memory.
+    """
+
+    outputs: tuple[Status, ...]
+    schedule: Schedule | None
+    memory: Bounds
+    shortages: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """The same as plain data."""
+        planned = self.schedule
+        return {
+            "outputs": [status.document() for status in self.outputs],
+            "bytes": {
+                "read": planned.read_bytes if planned is not None else 0,
+                "write": planned.write_bytes if planned is not None else 0,
+            },
+            "memory": {
+                "projected_bytes": self.memory.projected_bytes,
+                "device_projected_bytes": self.memory.device_bytes,
+            },
+            "shortages": list(self.shortages),
+        }
+
+
 def foresee(
     plan: Plan,
     settings: Settings,
@@ -95,20 +128,24 @@ def foresee(
     output: Path | None = None,
     locked: bool = False,
     force: bool = False,
+    like: Prepared | None = None,
 ) -> Status:
-    """What a run with these very options would do. What does not fit is told, not raised."""
+    """What a run with these very options would do. What does not fit is told, not raised.
+
+    Models that are those of ``like`` are not opened again.
+    """
     output_of(plan, output)
     shortages = []
     try:
-        prepared = prepare(plan, settings, output=output, locked=locked)
+        prepared = prepare(plan, settings, output=output, locked=locked, like=like)
     except ResourceError as error:
         shortages.append(str(error))
         smallest = replace(settings, memory=_UNBOUNDED, workers=1)
-        prepared = prepare(plan, smallest, output=output, locked=locked, block_chunks=1)
+        prepared = prepare(plan, smallest, output=output, locked=locked, block_chunks=1, like=like)
     job = job_of(prepared)
     existing = look_at(job)
     decision, reason = _decide(existing, force)
-    memory, missing = _memory(job, settings)
+    memory, missing = _memory(prepared.schedule, settings)
     if decision in ("make", "replace"):
         shortages.extend(filter(None, (missing, disk_shortage(job))))
     return Status(
@@ -126,6 +163,37 @@ def foresee(
     )
 
 
+def foresee_sweep(
+    plan: Path,
+    sweeps: Sequence[str],
+    settings: Settings,
+    *,
+    overrides: Sequence[str] = (),
+    output: Path | None = None,
+    locked: bool = False,
+    force: bool = False,
+) -> SweepStatus:
+    """What a sweep with these very options would do. What does not fit is told, not raised."""
+    found: list[Status] = []
+    for version, place in versions(plan, sweeps, overrides, output):
+        like = found[0].prepared if found else None
+        status = foresee(version, settings, output=place, locked=locked, force=force, like=like)
+        found.append(status)
+        check_alike(found[0].prepared, status.prepared)
+    waiting = [job_of(each.prepared) for each in found if each.decision in ("make", "replace")]
+    planned, memory = None, Bounds(0, 0)
+    shortages: list[str] = []
+    if waiting:
+        shortages.extend(filter(None, (disk_shortage(*waiting),)))
+        try:
+            planned = together([job.graph for job in waiting], settings)
+            memory, missing = _memory(planned, settings)
+            shortages.extend(filter(None, (missing,)))
+        except ResourceError as error:
+            shortages.append(str(error))
+    return SweepStatus(tuple(found), planned, memory, tuple(shortages))
+
+
 def _decide(existing: Existing, force: bool) -> tuple[Decision, str]:
     match existing.state:
         case "absent":
@@ -141,7 +209,7 @@ def _decide(existing: Existing, force: bool) -> tuple[Decision, str]:
     return "refuse", f"{existing.reason}: use --force to replace it, or --output"
 
 
-def _memory(job: Job, settings: Settings) -> tuple[Bounds, str | None]:
+def _memory(schedule: Schedule, settings: Settings) -> tuple[Bounds, str | None]:
     """What a run holds, and why it cannot run on the devices that were named.
 
     The two that are everywhere need no torch to tell.
@@ -149,10 +217,10 @@ def _memory(job: Job, settings: Settings) -> tuple[Bounds, str | None]:
     pipeline, missing = None, None
     if settings.device not in ("auto", "cpu"):
         try:
-            pipeline = open_devices(job.schedule, settings)
+            pipeline = open_devices(schedule, settings)
         except ResourceError as error:
             missing = str(error)
-    return bounds_of(job.schedule, pipeline), missing
+    return bounds_of(schedule, pipeline), missing
 
 
 def _unfinished(job: Job) -> float:
@@ -161,7 +229,10 @@ def _unfinished(job: Job) -> float:
     if read_key(journal) != job.key():
         return 0.0
     claimed = {(claim.tensor, claim.chunk) for claim in read_claims(journal)}
-    return min(1.0, len(claimed) / sum(t.write.chunks for t in job.schedule.tensors))
+    return min(
+        1.0,
+        len(claimed) / sum(chunk_count(t.nbytes // t.dtype.itemsize) for t in job.layout.tensors),
+    )
 
 
 def _free(place: Path) -> int:

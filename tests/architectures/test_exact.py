@@ -61,7 +61,7 @@ def test_the_ends_of_the_range(dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALF_STEP, ids=str)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(value=st.floats(-60000, 60000), tail=st.floats(-(2.0**-50), 2.0**-50))
 def test_nothing_representable_is_nearer(dtype, value, tail) -> None:
     # Close to something representable, or to the middle of two, as well as anywhere.

@@ -1,12 +1,16 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from checkpoint_files import safetensors, write_json, write_sharded
 
-from mergeengine.checkpoints import Checkpoint, open_checkpoint
+from mergeengine.checkpoints import Checkpoint, fingerprint, open_checkpoint
+from mergeengine.checkpoints.reading import Read, opened
+from mergeengine.lazy.stored import Stored
 from mergeengine.values.references import ModelReference
 
 TENSORS = {"a": ("BF16", [100, 70]), "b": ("F32", [3]), "c": ("I64", []), "none": ("F32", [0])}
@@ -77,9 +81,7 @@ class TestFingerprint:
     ) -> None:
         before = checkpoint.fingerprint()
         tensor = checkpoint.tensors[name]
-        with tensor.file.path.open("r+b") as file:
-            file.seek(tensor.offset)
-            file.write(b"\xee" * tensor.nbytes)
+        overwrite(tensor, 0, b"\xee" * tensor.nbytes)
         assert open_checkpoint(tmp_path / "m").fingerprint() != before
 
     def test_another_config_and_another_name_of_a_tensor_differ(
@@ -95,16 +97,58 @@ class TestFingerprint:
         seen.add(open_checkpoint(tmp_path / "m").fingerprint())
         assert len(seen) == 4
 
-    def test_of_many_tensors_a_sample_is_read(self, tmp_path: Path) -> None:
-        (tmp_path / "model.safetensors").write_bytes(
-            safetensors({f"t{i}": ("U8", [1]) for i in range(9000)})
-        )
+    @pytest.mark.parametrize("size", [0, 1, 1023, 1025, 5000])
+    def test_of_every_tensor_the_first_or_the_last_kilobyte_is_read(
+        self, size: int, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "model.safetensors"
+        data = safetensors({f"t{i}": ("U8", [size + i]) for i in range(9)})
+        path.write_bytes(data)
         checkpoint = open_checkpoint(tmp_path)
         before = checkpoint.fingerprint()
-        with (tmp_path / "model.safetensors").open("r+b") as file:
-            file.seek(checkpoint.tensors["t9"].offset)
-            file.write(b"\xff")
+        for tensor in checkpoint.tensors.values():
+            part = min(1024, tensor.nbytes)
+            for place in (0, tensor.nbytes - part):
+                overwrite(tensor, place, b"\xee" * part)
+            assert (open_checkpoint(tmp_path).fingerprint() != before) == (part > 0)
+            path.write_bytes(data)
+
+    def test_of_a_large_tensor_the_end_is_read(self, tmp_path: Path) -> None:
+        tensors = {"a": ("U8", [5000]), "embedding": ("U8", [1 << 24]), "b": ("U8", [5000])}
+        (tmp_path / "model.safetensors").write_bytes(safetensors(tensors))
+        checkpoint = open_checkpoint(tmp_path)
+        before = checkpoint.fingerprint()
+        overwrite(checkpoint.tensors["embedding"], (1 << 24) - 1, b"\xee")
         assert open_checkpoint(tmp_path).fingerprint() != before
+
+    def test_one_read_samples_two_tensors(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reads: list[tuple[int, int]] = []
+
+        @contextmanager
+        def counted(path: Path) -> Iterator[Read]:
+            with opened(path) as read:
+
+                def count(offset: int, size: int) -> bytes:
+                    reads.append((offset, size))
+                    return read(offset, size)
+
+                yield count
+
+        (tmp_path / "model.safetensors").write_bytes(
+            safetensors({f"t{i}": ("U8", [5000]) for i in range(100)})
+        )
+        checkpoint = open_checkpoint(tmp_path)
+        monkeypatch.setattr(fingerprint, "opened", counted)
+        checkpoint.fingerprint()
+        assert [size for _, size in reads[2:]] == [2048] * 50  # after the header's two
+
+
+def overwrite(tensor: Stored, place: int, data: bytes) -> None:
+    with tensor.file.path.open("r+b") as file:
+        file.seek(tensor.offset + place)
+        file.write(data)
 
 
 def test_identity_notices_a_replaced_and_a_touched_file(tmp_path: Path) -> None:

@@ -160,3 +160,49 @@ def test_a_report_that_cannot_be_written_is_an_error(here, command, monkeypatch)
     ended = command("run", "plan.yaml", "--report", "report.json")
     assert ended.code == 5
     assert "error: report.json: the report cannot be written: Permission denied" in ended.err
+
+
+def test_a_sweep_prints_the_path_of_each_output(here, command):
+    ended = command("run", "plan.yaml", "--sweep", "scaling=0.3,0.5", "--report", "report.json")
+    paths = [str(here / f"out-scaling-{value}") for value in ("0.3", "0.5")]
+    assert (ended.code, ended.out.splitlines()) == (0, paths)
+    assert "2 outputs made" in ended.err
+    report = json.loads((here / "report.json").read_text())
+    assert [output["output"] for output in report["outputs"]] == paths
+    assert "1 output made, 2 up to date" in command(
+        "run", "plan.yaml", "--sweep", "scaling=0.3,0.5,0.9"
+    ).err  # fmt: skip
+    assert "up to date" in command("run", "plan.yaml", "--sweep", "scaling=0.3,0.5").err
+
+
+def test_a_sweep_as_json(here, command):
+    ended = command("run", "plan.yaml", "--sweep", "scaling=0.3,0.5", "--format", "json")
+    assert [output["made"] for output in ended.json["outputs"]] == [True, True]
+
+
+def test_a_sweep_foreseen(here, command):
+    command("run", "plan.yaml", "--sweep", "scaling=0.5")
+    said = command("plan", "plan.yaml", "--sweep", "scaling=0.5,0.9").out
+    assert said == command("run", "plan.yaml", "--sweep", "scaling=0.5,0.9", "--dry-run").out
+    assert re.search(r"out-scaling-0\.5\n +up to date", said)
+    assert re.search(r"out-scaling-0\.9\n +would be made", said)
+    found = command("plan", "plan.yaml", "--sweep", "scaling=0.5,0.9", "--format", "json").json
+    assert [output["decision"] for output in found["outputs"]] == ["nothing", "make"]
+    assert found["bytes"]["write"] == found["outputs"][1]["bytes"]["write"]
+
+
+def test_a_wrong_sweep(here, command):
+    ended = command("run", "plan.yaml", "--sweep", "scaling=0.5,high")
+    assert ended.code == 2
+    assert "scaling=high" in ended.err
+    ended = command("run", "plan.yaml", "--sweep", "scaling")
+    assert (ended.code, "key=value,value" in ended.err) == (2, True)
+    assert not list(here.glob("out*"))
+
+
+def test_a_report_inside_an_output_of_a_sweep(here, command):
+    ended = command(
+        "run", "plan.yaml", "--sweep", "scaling=0.3,0.5", "--report", "out-scaling-0.5/r.json"
+    )
+    assert ended.code != 0
+    assert "inside the output" in ended.err

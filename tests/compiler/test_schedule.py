@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
-from mergeengine.compiler.program import Apply, Load, compile_expression
+from mergeengine.compiler.program import Apply, Load, compile_expressions
 from mergeengine.compiler.schedule import Schedule, schedule
 from mergeengine.errors import ResourceError
 from mergeengine.lazy import algebra
@@ -80,7 +80,7 @@ def test_bytes_read_count_every_pass_and_only_what_is_needed() -> None:
 
 
 def test_a_program_reuses_its_registers() -> None:
-    program = compile_expression(transfer(8, 8, sources=12).node)
+    program = compile_expressions(transfer(8, 8, sources=12).node)
     assert program.registers == 3
     assert len(program.loads) == 25
     assert program.flat
@@ -88,18 +88,18 @@ def test_a_program_reuses_its_registers() -> None:
 
 def test_a_shared_operand_is_computed_once() -> None:
     difference = leaf("a", 8, 8) - leaf("b", 8, 8)
-    program = compile_expression((difference * difference + difference).node)
+    program = compile_expressions((difference * difference + difference).node)
     assert [i.op for i in program.instructions if isinstance(i, Apply)] == ["sub", "mul", "add"]
     assert sum(isinstance(i, Load) for i in program.instructions) == 2
 
 
 def test_flat_only_where_elements_lie_one_after_the_other() -> None:
     a, b = leaf("a", 8, 8), leaf("b", 8, 8)
-    assert compile_expression((a[2:4] + b[1:3]).node).flat
-    assert not compile_expression((a[:, 2:4] + b[:, 1:3]).node).flat
-    assert not compile_expression((a + b.permute(1, 0)).node).flat
-    assert compile_expression((a * b.norm()).node).flat
-    assert not compile_expression((a * b.row_sum()).node).flat
+    assert compile_expressions((a[2:4] + b[1:3]).node).flat
+    assert not compile_expressions((a[:, 2:4] + b[:, 1:3]).node).flat
+    assert not compile_expressions((a + b.permute(1, 0)).node).flat
+    assert compile_expressions((a * b.norm()).node).flat
+    assert not compile_expressions((a * b.row_sum()).node).flat
 
 
 def test_pieces_cover_a_concatenation() -> None:

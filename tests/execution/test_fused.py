@@ -89,7 +89,6 @@ def random_bits(dtype: str, count: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("level", range(3))
 @settings(
     max_examples=100,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
@@ -213,8 +212,8 @@ def test_a_file_that_ends_early(tmp_path: Path) -> None:
     dtype = BY_NAME["float32"]
     planned = schedule(Graph((OutputTensor("out", dtype, dtype, node),)), memory=1 << 30, workers=1)
     with Reader() as reader:
-        with reader.opened(leaves[1].node.stored.file):  # its state is known
-            os.truncate(tmp_path / "1", 1000)
+        reader.acquire(leaves[1].node.stored.file)  # its state is known
+        os.truncate(tmp_path / "1", 1000)
         with pytest.raises(InputChangedError, match=r"/1: the file ends at byte 1000"):
             list(stream(planned, reader))
 
@@ -225,8 +224,8 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     planned = schedule(Graph((OutputTensor("out", dtype, dtype, node),)), memory=1 << 30, workers=1)
     unreadable = os.open(tmp_path / "a", os.O_WRONLY)
     with Reader() as reader:
-        monkeypatch.setattr(reader, "_acquire", lambda file: unreadable)
-        monkeypatch.setattr(reader, "_release", lambda file: None)
+        monkeypatch.setattr(reader, "acquire", lambda file: unreadable)
+        monkeypatch.setattr(reader, "release", lambda file: None)
         with pytest.raises(CheckpointError, match=r"/a: cannot be read: Bad file descriptor"):
             list(stream(planned, reader))
     os.close(unreadable)

@@ -108,9 +108,7 @@ def test_a_reduction_may_be_the_output_itself(store: Store) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@settings(
-    max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_kth_magnitude_is_exact(dtype: torch.dtype, store: Store, data: st.DataObject) -> None:
     numbers = data.draw(
@@ -154,9 +152,7 @@ def test_nothing_is_computed_where_bytes_are_copied(store: Store) -> None:
     assert copied.view(torch.uint16).tolist() == [0x7F81, 0xFFC3, 0x8000, 0x0001]
 
 
-@settings(
-    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_layouts(store: Store, data: st.DataObject) -> None:
     """Any chain of layout and arithmetic on small tensors is what torch makes of it."""

@@ -42,9 +42,7 @@ def eos(token: str) -> dict[str, object]:
     ascii_only=st.booleans(),
     data=st.data(),
 )
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_scan_equals_parsing(read, vocab, added, nested, indent, ascii_only, data):
     wanted = data.draw(st.sampled_from([t for t in [*vocab, *added] if t] + ["absent"]))
     tokenizer = {

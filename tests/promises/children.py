@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from mergeengine.errors import MergeEngineError
@@ -132,6 +133,31 @@ def slow_writes(seconds: float) -> None:
     writer.ShardWriter.record = slow  # type: ignore[method-assign]
 
 
+def compiled(loop: bool) -> None:
+    """Whether flat blocks are computed by the compiled loop, or everything by torch."""
+    if loop:
+        assert native.library() is not None
+    else:
+        os.environ[native.SWITCH] = "0"
+
+
+def without_output(_: None) -> None:
+    """Blocks are computed, hashed and journalled as ever, and none goes to the disk."""
+    place, write_at = writer.ShardWriter.place, writer._write_at
+
+    def nowhere(self: Any, tensor: int, chunk: int) -> tuple[int, int]:
+        return -1, place(self, tensor, chunk)[1]
+
+    def write(descriptor: int, offset: int, data: memoryview) -> None:
+        if descriptor != -1:
+            write_at(descriptor, offset, data)
+
+    os.posix_fallocate = lambda *_: None
+    shutil.disk_usage = lambda _: SimpleNamespace(free=1 << 60)
+    writer.ShardWriter.place = nowhere  # type: ignore[method-assign]
+    writer._write_at = write
+
+
 def limit_data(extra: int) -> None:
     """The kernel refuses private memory of more than ``extra`` bytes beyond what there is."""
     text = Path("/proc/self/status").read_text()
@@ -175,19 +201,19 @@ def die_at(point: tuple[int, str]) -> None:
 
     loop = native.Library.run
 
-    def block(*args: Any) -> Any:
+    def block(*args: Any) -> None:
         """The compiled loop's writing, which Python does not see: half a block is torn."""
         _steps.append("pwrite")
         here = len(_steps) == at
         if here and moment == "before":
             os._exit(9)
         if here and moment == "torn":
-            loop(*args[:-2], args[-2] // 2, args[-1])
+            *others, elements, piece, outcome = args
+            loop(*others, elements // 2, piece, outcome)
             os._exit(9)
-        outcome = loop(*args)
+        loop(*args)
         if here:
             os._exit(9)
-        return outcome
 
     for name in POINTS:
         setattr(os, name, wrapped(getattr(os, name), name))
@@ -225,11 +251,12 @@ def fail_os(failure: tuple[str, int, int]) -> None:
     if name == "pwrite":
         loop = native.Library.run
 
-        def block(*args: Any) -> Any:
+        def block(*args: Any) -> None:
             calls[0] += 1
             if calls[0] >= at:
-                return native.Outcome(native.CANNOT_WRITE, 0, code)
-            return loop(*args)
+                args[-1].kind, args[-1].which, args[-1].error = native.CANNOT_WRITE, 0, code
+            else:
+                loop(*args)
 
         native.Library.run = block  # type: ignore[method-assign]
 
@@ -323,3 +350,14 @@ def projection(plan: Path, options: dict[str, Any]) -> int:
     from mergeengine.workflow.settings import Settings
 
     return prepare(load_plan(plan), Settings(**options)).schedule.projected_bytes
+
+
+def take(size: int) -> int:
+    """Take and touch so much memory: its size."""
+    return len(bytearray(b"x") * size)
+
+
+def default_budget() -> int:
+    from mergeengine.workflow.settings import Settings
+
+    return Settings().memory_budget

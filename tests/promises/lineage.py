@@ -63,7 +63,7 @@ def write_sparse_model(folder: Path, shapes: Shapes, dtype: str = "BF16") -> Pat
     """A model of zeros that takes no disk: its header, and a hole."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    size = {"BF16": 2, "F32": 4}[dtype]
+    size = {"BF16": 2, "F32": 4, "F64": 8}[dtype]
     entries, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + size * torch.Size(shape).numel()
@@ -73,6 +73,41 @@ def write_sparse_model(folder: Path, shapes: Shapes, dtype: str = "BF16") -> Pat
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
     return folder
+
+
+def sparse_lineage(folder: Path, shapes: Shapes, dtype: str = "BF16", sources: int = 1) -> Path:
+    """A plan over models of zeros, which take no disk as inputs."""
+    write_sparse_model(folder / "target", shapes, dtype)
+    listed = []
+    for number in range(sources):
+        pair = {"source_base": f"./base{number}", "source_ft": f"./ft{number}", "scaling": 0.3}
+        write_sparse_model(folder / f"base{number}", shapes, dtype)
+        write_sparse_model(folder / f"ft{number}", shapes, dtype)
+        listed.append(pair)
+    return write_plan(folder, source_base=None, source_ft=None, sources=listed)
+
+
+def many(count: int, *shape: int) -> Shapes:
+    return {f"model.layers.{number}.mlp.weight": shape for number in range(count)}
+
+
+def llama(hidden: int, inner: int, keys: int, layers: int, vocabulary: int = 128_256) -> Shapes:
+    """The tensors of a Llama whose ``lm_head`` is its own."""
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for layer in range(layers):
+        parts = {
+            "self_attn.q_proj": (hidden, hidden),
+            "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden),
+            "self_attn.o_proj": (hidden, hidden),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+            "input_layernorm": (hidden,),
+            "post_attention_layernorm": (hidden,),
+        }
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in parts.items()}
+    return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
 
 
 def write_plan(folder: Path, name: str = "plan.yaml", **keys: Any) -> Path:

@@ -1,7 +1,5 @@
 """Measured memory never exceeds the projection, nor the projection the budget."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,7 @@ import children
 import pytest
 import torch
 from children import Child
-from lineage import Shapes, make_lineage, write_plan, write_sparse_model
+from lineage import Shapes, make_lineage, many, sparse_lineage
 
 from mergeengine.compiler.schedule import FIXED
 from mergeengine.errors import ResourceError
@@ -24,29 +22,6 @@ MiB = 1 << 20
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="memory is read from /proc"
 )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """Emptied at once: what is written here is large."""
-    yield tmp_path
-    shutil.rmtree(tmp_path)
-
-
-def sparse_lineage(folder: Path, shapes: Shapes, dtype: str = "BF16", sources: int = 1) -> Path:
-    """A plan over models of zeros, which take no disk as inputs."""
-    write_sparse_model(folder / "target", shapes, dtype)
-    listed = []
-    for number in range(sources):
-        pair = {"source_base": f"./base{number}", "source_ft": f"./ft{number}", "scaling": 0.3}
-        write_sparse_model(folder / f"base{number}", shapes, dtype)
-        write_sparse_model(folder / f"ft{number}", shapes, dtype)
-        listed.append(pair)
-    return write_plan(folder, source_base=None, source_ft=None, sources=listed)
-
-
-def many(count: int, *shape: int) -> Shapes:
-    return {f"model.layers.{number}.mlp.weight": shape for number in range(count)}
 
 
 CASES: dict[str, tuple[Shapes, str, int, dict[str, Any]]] = {

@@ -92,14 +92,14 @@ def plans(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
 @given(plans())
 def test_any_plan(drawn: dict[str, Any]) -> None:
     _check(drawn)
 
 
 @pytest.mark.slow
-@settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3000, suppress_health_check=list(HealthCheck))
 @given(plans())
 def test_any_plan_at_length(drawn: dict[str, Any]) -> None:
     _check(drawn)
@@ -134,7 +134,7 @@ def _check(drawn: dict[str, Any]) -> None:
         assert same(found[name], tensor), (name, found[name], tensor)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(
     count=st.integers(2, 4),
     scalings=st.lists(NUMBERS, min_size=4, max_size=4),

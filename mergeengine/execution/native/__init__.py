@@ -7,7 +7,18 @@ that are not flat, reductions, 8-bit floats, other devices, machines without a C
 
 import ctypes
 import os
-from ctypes import POINTER, Structure, byref, c_double, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import (
+    POINTER,
+    Array,
+    Structure,
+    byref,
+    c_double,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_void_p,
+)
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -92,33 +103,33 @@ class Library:
     def run(
         self,
         program: Program,
-        inputs: "ctypes.Array[Place]",
-        output: Place,
-        buffers: "ctypes.Array[c_void_p]",
-        target: int,
+        inputs: Array[Place],
+        outputs: Array[Place],
+        buffers: Array[c_void_p],
+        targets: Array[c_void_p],
         registers: int,
         elements: int,
         piece: int,
-    ) -> Outcome:
-        """``elements`` of the result, ``piece`` at a time; other threads run meanwhile.
+        outcome: Outcome,
+    ) -> None:
+        """``elements`` of every result, ``piece`` at a time; other threads run meanwhile.
 
-        Addresses: ``buffers`` hold a piece of each source, ``target`` all elements of the result,
-        ``registers`` one more than the program's. An output whose file is -1 is not written.
+        Addresses: ``buffers`` hold a piece of each source,
+        ``targets`` all elements of each result, ``registers`` one more than the program's. An
+        output whose file is -1 is not written.
         """
-        outcome = Outcome()
         self._run(
             byref(program),
             self.level,
             inputs,
-            byref(output),
+            outputs,
             buffers,
-            byref(c_void_p(target)),
+            targets,
             registers,
             elements,
             piece,
             byref(outcome),
         )
-        return outcome
 
 
 @cache

@@ -49,12 +49,17 @@ _RUN_OPTIONS = (
         "--device",
         default="auto",
         metavar="NAME",
-        help="cpu, cuda or cuda:N.  [default: the accelerator, if there is one]",
+        help="cpu, cuda, cuda:N or cuda:0,cuda:1.  [default: the accelerator, if there is one]",
     ),
     click.option(
         "--memory",
         type=Size(),
         help="Most memory to use, e.g. 4GiB.  [default: a quarter of the RAM or container limit]",
+    ),
+    click.option(
+        "--device-memory",
+        type=Size(),
+        help="Most memory to use on each accelerator.  [default: half of what is free there]",
     ),
     click.option(
         "--workers",

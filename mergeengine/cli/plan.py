@@ -11,6 +11,7 @@ from mergeengine.cli.console import emit_json, emit_table, tell_findings
 from mergeengine.units import format_binary_size, format_size
 
 if TYPE_CHECKING:
+    from mergeengine.workflow.produce import Bounds
     from mergeengine.workflow.status import Status, SweepStatus
 
 _DECISIONS = {
@@ -29,6 +30,7 @@ def command(
     plan_file: Path,
     device: str,
     memory: int | None,
+    device_memory: int | None,
     workers: int | None,
     output: Path | None,
     overrides: tuple[str, ...],
@@ -46,7 +48,13 @@ def command(
     from mergeengine.workflow.settings import Settings
     from mergeengine.workflow.status import foresee, foresee_sweep
 
-    settings = Settings(device=device, memory=memory, workers=workers, offline=offline)
+    settings = Settings(
+        device=device,
+        memory=memory,
+        workers=workers,
+        device_memory=device_memory,
+        offline=offline,
+    )
     if not sweeps:
         status = foresee(
             load_plan(plan_file, overrides), settings, output=output, locked=locked, force=force
@@ -78,10 +86,7 @@ def _sweep_lines(plan_file: Path, sweep: "SweepStatus") -> Iterator[tuple[str, s
     if sweep.schedule is not None:
         yield "read", f"{format_size(sweep.schedule.read_bytes)}, once"
         yield "write", format_size(sweep.schedule.write_bytes)
-        projected = format_binary_size(sweep.schedule.projected_bytes)
-        allowed = format_binary_size(sweep.outputs[0].allowed_bytes)
-        yield "memory", f"{projected} projected, {allowed} allowed"
-        yield "workers", str(sweep.schedule.workers)
+        yield from _memory_lines(sweep.memory, sweep.outputs[0].allowed_bytes)
     for shortage in sweep.shortages:
         yield "does not fit", shortage
 
@@ -109,11 +114,17 @@ def _lines(plan_file: Path, status: "Status") -> Iterator[tuple[str, str]]:
     )
     yield "download", format_size(status.download_bytes) if status.download_bytes else "nothing"
     yield "free disk", format_size(status.free_bytes)
-    yield (
-        "memory",
-        f"{format_binary_size(schedule.projected_bytes)} projected, "
-        f"{format_binary_size(status.allowed_bytes)} allowed",
-    )
-    yield "workers", str(schedule.workers)
+    yield from _memory_lines(status.memory, status.allowed_bytes)
     for shortage in status.shortages:
         yield "does not fit", shortage
+
+
+def _memory_lines(memory: "Bounds", allowed: int) -> Iterator[tuple[str, str]]:
+    yield "memory", _bound(memory.projected_bytes, allowed)
+    if memory.device_bytes is not None:
+        yield "on a device", _bound(memory.device_bytes, memory.device_allowed_bytes or 0)
+    yield "workers", str(memory.workers)
+
+
+def _bound(projected: int, allowed: int) -> str:
+    return f"{format_binary_size(projected)} projected, {format_binary_size(allowed)} allowed"

@@ -109,13 +109,6 @@ class Step:
             held += 16 * min(self.node.numel, elements)
         return held + self._registers(min(TILE, elements))
 
-    def device_bytes(self, block: int) -> int:
-        """The same on an accelerator, where registers hold the whole block."""
-        elements = self.block_elements(block)
-        held = self.load_bytes(elements) + self.result_bytes(elements)
-        # Rounding on the device takes temporaries: masks and, from float64, integer patterns.
-        return held + self._registers(elements) + 32 * elements
-
     def _registers(self, elements: int) -> int:
         count = max((piece.program.registers for piece in self.pieces), default=0)
         return count * align(elements * self.compute.itemsize)
@@ -155,7 +148,6 @@ class Schedule:
     workers: int
     block_chunks: int
     arena_bytes: int
-    device_arena_bytes: int
     held_bytes: int
     read_bytes: int
     write_bytes: int
@@ -219,7 +211,6 @@ def schedule(
         workers=count,
         block_chunks=chunks,
         arena_bytes=arenas[chunks],
-        device_arena_bytes=max((step.device_bytes(chunks * CHUNK) for step in steps), default=0),
         held_bytes=held,
         read_bytes=sum(step.read_bytes for tensor in tensors for step in tensor.steps),
         write_bytes=sum(tensor.nbytes for graph in graphs for tensor in graph.tensors),
@@ -270,7 +261,7 @@ def _whole_bytes(tensors: tuple[TensorSchedule, ...]) -> int:
         for step in tensor.before:
             if step.kind == "whole":
                 size = step.node.numel * step.compute.itemsize
-                workspace = max(workspace, _workspace(step))
+                workspace = max(workspace, whole_workspace(step))
                 if users[step.node] > 1:
                     sizes[step.node] = size
                 else:
@@ -299,7 +290,7 @@ def _bookkeeping_bytes(tensors: tuple[TensorSchedule, ...]) -> int:
     return outputs * PER_TENSOR + loads * PER_LOAD
 
 
-def _workspace(step: Step) -> int:
+def whole_workspace(step: Step) -> int:
     """Bytes that a whole node takes while it runs: its operand and the decomposition's factors."""
     rows, columns = step.operand.shape
     rank = min(rows, columns)

@@ -7,40 +7,41 @@ import sys
 import torch
 from torch import Tensor
 
-from mergeengine.compiler.schedule import ALIGNMENT, align
+from mergeengine.compiler.schedule import ALIGNMENT
 
 
 class Arena:
-    """A stack of tensors in one anonymous mapping (or pinned, or device, memory).
+    """A stack of tensors in one anonymous mapping (or in memory that is there: ``over``).
 
     What ``take`` gives is valid until ``rewind`` to a mark before it. Nothing else is allocated
     while blocks are computed, so the projected peak is simply the sum of the arenas.
     """
 
-    def __init__(self, size: int, device: torch.device | None = None, *, pinned: bool = False):
-        self._size = max(size, 1)
+    def __init__(self, size: int) -> None:
+        self._bytes = torch.frombuffer(_anonymous(max(size, 1)), dtype=torch.uint8)
+        self._spacing = ALIGNMENT
         self._used = 0
-        if device is not None:
-            self._bytes = torch.empty(self._size, dtype=torch.uint8, device=device)
-        elif pinned:
-            self._bytes = torch.empty(self._size, dtype=torch.uint8, pin_memory=True)
-        else:
-            self._bytes = torch.frombuffer(_anonymous(self._size), dtype=torch.uint8)
 
-    @property
-    def device(self) -> torch.device:
-        return self._bytes.device
+    @classmethod
+    def over(cls, memory: Tensor, spacing: int) -> "Arena":
+        """An arena in ``memory`` (flat, uint8, on any device); parts begin at multiples of
+        ``spacing`` bytes."""
+        arena = cls.__new__(cls)
+        arena._bytes, arena._spacing, arena._used = memory, spacing, 0
+        return arena
 
     def take(self, elements: int, dtype: torch.dtype, beside: int | None = None) -> Tensor:
         """A flat tensor of ``elements``, uninitialised.
 
-        What is read from, or written to, byte ``beside`` of a file lies ``apart`` from it.
+        What is read from byte ``beside`` of a file lies ``apart`` from it, in an arena of pages.
         """
         size = elements * dtype.itemsize
-        start = self._used + (0 if beside is None else apart(beside))
-        end = self._used + align(size) + (0 if beside is None else ALIGNMENT)
-        if end > self._size:
-            raise AssertionError(f"arena of {self._size} bytes is too small for {end}")
+        moved = beside is not None and self._spacing == ALIGNMENT
+        room = ALIGNMENT if moved else 0
+        start = self._used + (apart(beside) if beside is not None and moved else 0)
+        end = self._used + -(-size // self._spacing) * self._spacing + room
+        if end > self._bytes.numel():
+            raise AssertionError(f"arena of {self._bytes.numel()} bytes is too small for {end}")
         part = self._bytes[start : start + size].view(dtype)
         self._used = end
         return part

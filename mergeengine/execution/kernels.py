@@ -2,7 +2,7 @@
 
 Every operation is rounded separately to the arithmetic's dtype. ``add`` and ``sub`` are called
 without ``alpha`` and ``mul`` apart from them, so that nothing is contracted to a fused
-multiply-add: the same bits come out on every device.
+multiply-add, and numbers are tensors where the others are: the same bits come out on every device.
 """
 
 from collections.abc import Callable
@@ -74,38 +74,64 @@ _NARROW = (torch.bfloat16, torch.float16, *_EIGHT_BITS)
 def round_into(out: Tensor, values: Tensor) -> bool:
     """Round ``values`` to ``out``'s dtype, to nearest even, once; NaNs become one pattern.
 
-    Whether ``out`` may hold values that are not finite is returned (on the CPU: whether it does).
+    Both are on the CPU. Whether ``out`` holds values that are not finite is returned.
 
     torch converts float64 to a 16-bit type through float32 and so rounds twice: here float64 is
     first rounded *to odd* in float32, which keeps what the second rounding needs to know
     (Boldo and Melquiond 2008).
     """
+    _round(out, values)
+    if not out.dtype.is_floating_point or _all_finite(out, values):
+        return False
+    _unify_nans(out, values)
+    return out.dtype in _EIGHT_BITS or not bool(torch.isfinite(out).all())
+
+
+def round_there(out: Tensor, values: Tensor, strange: Tensor) -> None:
+    """The same on any device, without making the host wait for it.
+
+    ``strange`` (bool, shape (), on the device) becomes true where ``out`` has values that are not
+    finite; otherwise it is left as it is.
+    """
+    _round(out, values)
+    if out.dtype.is_floating_point:
+        _unify_nans(out, values)
+        checked = values if out.dtype in _EIGHT_BITS else out
+        strange.logical_or_(torch.isfinite(checked).all().logical_not())
+
+
+def patch_of(values: Tensor) -> int:
+    """Elements at a time for operations with several temporaries: on the CPU those stay in the
+    cache, elsewhere few large kernels are better."""
+    return PATCH if values.device.type == "cpu" else max(1, values.numel())
+
+
+def _round(out: Tensor, values: Tensor) -> None:
     if values.dtype == torch.float64 and out.dtype in _NARROW:
         values = _round_to_odd(values)
     out.copy_(values)
-    if not out.dtype.is_floating_point or _all_finite(out, values):
-        return False
+
+
+def _unify_nans(out: Tensor, values: Tensor) -> None:
     nan = torch.isnan(values)
     if out.dtype in _EIGHT_BITS:
-        out.view(torch.uint8)[nan] = 0x7F
-        return True
-    out.masked_fill_(nan, torch.nan)
-    return out.device.type != "cpu" or not bool(torch.isfinite(out).all())
+        out.view(torch.uint8).masked_fill_(nan, 0x7F)
+    else:
+        out.masked_fill_(nan, torch.nan)
 
 
 def _all_finite(out: Tensor, values: Tensor) -> bool:
-    """Cheap on the CPU (one pass in cache); elsewhere asking would make the host wait."""
-    if values.device.type != "cpu":
-        return False
+    """Cheap (one pass in cache)."""
     if out.dtype in (torch.bfloat16, *_EIGHT_BITS):  # of (nearly) float32's range, or saturating
         return bool(torch.isfinite(values.sum()))
     return all(bool(torch.isfinite(bound)) for bound in torch.aminmax(out)) if out.numel() else True
 
 
 def _round_to_odd(values: Tensor) -> Tensor:
-    rounded = torch.empty(values.shape, dtype=torch.float32, device=values.device)
-    patches = torch.split(values.reshape(-1), PATCH)
-    for patch, place in zip(patches, torch.split(rounded.view(-1), PATCH), strict=True):
+    rounded = values.new_empty(values.shape, dtype=torch.float32)
+    size = patch_of(values)
+    patches = torch.split(values.reshape(-1), size)
+    for patch, place in zip(patches, torch.split(rounded.view(-1), size), strict=True):
         place.copy_(_patch_to_odd(patch))
     return rounded
 

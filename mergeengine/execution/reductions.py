@@ -8,16 +8,23 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mergeengine.compiler.schedule import PATCH
+from mergeengine.execution.kernels import patch_of
 from mergeengine.lazy.nodes import Node
 from mergeengine.lazy.partition import CHUNK
 
 
 class Fold(Protocol):
-    """One reduction in progress. ``partial`` runs in any worker, the rest under a lock."""
+    """One reduction in progress. ``partial`` and ``shaped`` run in any worker, the rest under a
+    lock."""
 
     def partial(self, chunk: int, values: Tensor) -> Tensor:
-        """What one chunk (flat, in the pass's dtype; may be overwritten) contributes."""
+        """What one chunk (flat, in the pass's dtype; may be overwritten) contributes.
+
+        The tensor is on the device of ``values``, and an accelerator's host never waits for it.
+        """
+
+    def shaped(self, chunk: int, memory: Tensor) -> Tensor:
+        """The beginning of ``memory`` (flat, uint8), as what ``partial`` returns for a chunk."""
 
     def accept(self, chunk: int, partial: Tensor) -> None:
         """Take a chunk's contribution; chunks come in any order."""
@@ -52,6 +59,9 @@ class _Sum:
     def partial(self, chunk: int, values: Tensor) -> Tensor:
         return pairwise_sum(values) if values.numel() else values.new_zeros(())
 
+    def shaped(self, chunk: int, memory: Tensor) -> Tensor:
+        return memory[:8].view(torch.float64).view(())
+
     def accept(self, chunk: int, partial: Tensor) -> None:
         self._partials[chunk] = partial
 
@@ -81,13 +91,18 @@ class _RowSum:
             sums.append(pairwise_sum(piece.view(-1, self._row) if whole else piece.view(1, -1)))
         return torch.cat(sums)
 
+    def shaped(self, chunk: int, memory: Tensor) -> Tensor:
+        pieces = self._pieces(chunk, self._size(chunk))
+        count = sum(self._rows(start, stop) for start, stop in pieces)
+        return memory[: 8 * count].view(torch.float64)
+
     def accept(self, chunk: int, partial: Tensor) -> None:
         if self._empty:
             return
         row = chunk * CHUNK // self._row
         done = 0
-        for start, stop in self._pieces(chunk, min(CHUNK, self._total() - chunk * CHUNK)):
-            count = max(1, (stop - start) // self._row)
+        for start, stop in self._pieces(chunk, self._size(chunk)):
+            count = self._rows(start, stop)
             sums = partial[done : done + count]
             if (stop - start) % self._row:
                 self._parts.append((chunk, row, sums.clone()))
@@ -100,8 +115,12 @@ class _RowSum:
             self._result[row] += part[0]
         return self._result
 
-    def _total(self) -> int:
-        return self._result.numel() * self._row
+    def _size(self, chunk: int) -> int:
+        return min(CHUNK, self._result.numel() * self._row - chunk * CHUNK)
+
+    def _rows(self, start: int, stop: int) -> int:
+        """Sums that a piece of a chunk gives: of its whole rows, or of the part of one."""
+        return max(1, (stop - start) // self._row)
 
     def _pieces(self, chunk: int, size: int) -> list[tuple[int, int]]:
         """A chunk cut into the end of a row, whole rows, and the beginning of a row."""
@@ -132,14 +151,15 @@ class _KthMagnitude:
         total = 8 * values.itemsize - 1
         left = total if self._bits is None else self._bits
         digit = min(self._DIGIT, left)
-        histogram = torch.zeros(1 << self._DIGIT, dtype=torch.int64)
-        for tile in torch.split(values, PATCH):
+        histogram = values.new_zeros(1 << self._DIGIT, dtype=torch.int64)
+        count = _count if values.device.type == "cpu" else _count_there
+        for tile in torch.split(values, patch_of(values)):
             magnitude = tile.view(integer) & ((1 << total) - 1)
-            if left < total:
-                magnitude = magnitude[(magnitude >> left) == self._known]
-            digits = (magnitude >> (left - digit)) & ((1 << digit) - 1)
-            histogram += torch.bincount(digits, minlength=1 << self._DIGIT)
+            count(histogram, magnitude, self._known if left < total else None, left, digit)
         return histogram
+
+    def shaped(self, chunk: int, memory: Tensor) -> Tensor:
+        return memory[: 8 << self._DIGIT].view(torch.int64)
 
     def accept(self, chunk: int, partial: Tensor) -> None:
         self._histogram += partial
@@ -160,3 +180,29 @@ class _KthMagnitude:
             return None
         integer = torch.int64 if self._dtype == torch.float64 else torch.int32
         return torch.tensor(self._known, dtype=integer).view(self._dtype)
+
+
+def _count(histogram: Tensor, magnitude: Tensor, known: int | None, left: int, digit: int) -> None:
+    """Count the next ``digit`` bits of magnitudes whose bits above the last ``left`` are ``known``.
+
+    ``histogram`` is int64; ``magnitude`` int32 or int64.
+    """
+    if known is not None:
+        magnitude = magnitude[(magnitude >> left) == known]
+    digits = (magnitude >> (left - digit)) & ((1 << digit) - 1)
+    histogram += torch.bincount(digits, minlength=histogram.numel())
+
+
+def _count_there(
+    histogram: Tensor, magnitude: Tensor, known: int | None, left: int, digit: int
+) -> None:
+    """The same for accelerators, where a selection or bincount would tell the host its size.
+
+    Adding integers is exact in any order.
+    """
+    digits = (magnitude >> (left - digit)) & ((1 << digit) - 1)
+    if known is None:
+        ones = magnitude.new_ones(1, dtype=torch.int64).expand(magnitude.numel())
+    else:
+        ones = ((magnitude >> left) == known).to(torch.int64)
+    histogram.index_add_(0, digits, ones)

@@ -174,6 +174,7 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
         device: str = "auto",
         memory: int | None = None,
         workers: int | None = None,
+        device_memory: int | None = None,
         force: bool = False,
         progress: Progress | None = None,
     ) -> Path:
@@ -184,7 +185,9 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
         another formula made is only replaced with ``force``. Warnings go to ``logging``.
         """
         output = Path(path).absolute()
-        settings = Settings(device=device, memory=memory, workers=workers)
+        settings = Settings(
+            device=device, memory=memory, workers=workers, device_memory=device_memory
+        )
         check_apart(output, self.inputs)
         donor = tokenizer.origin if tokenizer is not None else self.origin
         with Meter() as meter:
@@ -219,7 +222,7 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
                 [job],
                 lambda _: self._schedule(settings),
                 meter,
-                device=device,
+                settings,
                 force=force,
                 progress=progress,
             )

@@ -23,9 +23,10 @@ from mergeengine.output.writer import ShardWriter
 from mergeengine.units import format_size
 from mergeengine.workflow.existing import Existing, look, may_replace
 from mergeengine.workflow.measure import Meter
+from mergeengine.workflow.settings import Settings
 
 if TYPE_CHECKING:
-    import torch
+    from mergeengine.execution.pipeline import Pipeline
 
 Phase = Literal["checking", "downloading", "merging", "sealing"]
 Progress = Callable[[Phase, int, int], None]
@@ -67,6 +68,16 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a run holds at most, in bytes of the host and of each accelerator, and its workers."""
+
+    workers: int
+    projected_bytes: int
+    device_bytes: int | None = None
+    device_allowed_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Produced:
     """What became of a job. ``made`` is False where the output was up to date."""
 
@@ -83,6 +94,7 @@ class Pass:
     """
 
     schedule: Schedule
+    bounds: Bounds
     written: int
     kept: int
     device: str
@@ -106,8 +118,8 @@ def produce(
     jobs: Sequence[Job],
     scheduled: Scheduler,
     meter: Meter,
+    settings: Settings,
     *,
-    device: str,
     force: bool,
     progress: Progress | None,
 ) -> tuple[list[Produced], Pass | None]:
@@ -124,21 +136,23 @@ def produce(
         return list(produced.values()), None
     with meter.imports():
         # Not at the top: what is up to date is found without torch.
-        from mergeengine.execution.device import choose_device
         from mergeengine.execution.executor import loop_name
 
-        chosen = choose_device(device)
+    schedule = scheduled(waiting)
+    pipeline = open_devices(schedule, settings)
     with ExitStack() as stack:
         begun = [each for job in waiting if (each := _begin(job, stack, tell, force=force))]
         if not begun:
             return list(produced.values()), None
         now = [each.job for each in begun]
-        schedule = scheduled(now)
+        if len(now) < len(waiting):
+            schedule = scheduled(now)
+            pipeline = open_devices(schedule, settings)
         check_disk(*now)
         meter.lap("prepare")
         _fetch(now, tell)
         meter.lap("download")
-        made, digests, strange = _merge(begun, schedule, chosen, tell)
+        made, digests, strange = _merge(begun, schedule, pipeline, tell)
         meter.lap("merge")
         for each, tensors, names in zip(begun, digests, strange, strict=True):
             _seal(each.job, each.workspace, tensors)
@@ -148,7 +162,34 @@ def produce(
             produced[each.job.output] = Produced(True, replaced, _not_finite(names))
         meter.lap("seal")
     written, kept = made
-    return list(produced.values()), Pass(schedule, written, kept, str(chosen), loop_name(chosen))
+    bounds, name = bounds_of(schedule, pipeline), pipeline.name if pipeline else "cpu"
+    done = Pass(schedule, bounds, written, kept, name, loop_name(pipeline))
+    return list(produced.values()), done
+
+
+def open_devices(schedule: Schedule, settings: Settings) -> "Pipeline | None":
+    """The accelerators of a run, None for the CPU; ResourceError where the plan cannot run there.
+
+    Nothing is allocated or read yet.
+    """
+    from mergeengine.execution.device import choose_devices
+    from mergeengine.execution.pipeline import open_pipeline
+
+    return open_pipeline(
+        schedule,
+        choose_devices(settings.device),
+        workers=settings.worker_count,
+        memory=settings.memory_budget,
+        device_memory=settings.device_memory,
+    )
+
+
+def bounds_of(schedule: Schedule, pipeline: "Pipeline | None") -> Bounds:
+    """What a schedule holds on the CPU, or by way of accelerators."""
+    if pipeline is None:
+        return Bounds(schedule.workers, schedule.projected_bytes)
+    ring = pipeline.ring
+    return Bounds(ring.workers, ring.projected_bytes, ring.device_bytes, pipeline.device_memory)
 
 
 def _begin(job: Job, stack: ExitStack, tell: Progress, *, force: bool) -> _Begun | None:
@@ -246,7 +287,7 @@ def _fetch(jobs: Sequence[Job], tell: Progress) -> None:
 
 
 def _merge(
-    begun: Sequence[_Begun], schedule: Schedule, device: "torch.device", tell: Progress
+    begun: Sequence[_Begun], schedule: Schedule, pipeline: "Pipeline | None", tell: Progress
 ) -> tuple[tuple[int, int], list[dict[str, str]], list[list[str]]]:
     """Write the weights into the workspaces: bytes written and kept of earlier runs, and for each
     job the digests, and the names of tensors with values that are not finite (of what this run
@@ -272,7 +313,7 @@ def _merge(
                 tell("merging", min(kept + written, total), total)
 
         tell("merging", kept, total)
-        strange = execute(schedule, *writers, device=device, reader=reader, progress=progress)
+        strange = execute(schedule, *writers, pipeline=pipeline, reader=reader, progress=progress)
         reader.check_unchanged()
         tell("sealing", 0, 1)
         for writer in writers:

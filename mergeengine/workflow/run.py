@@ -40,6 +40,7 @@ def run(
     device: str = "auto",
     memory: int | str | None = None,
     workers: int | None = None,
+    device_memory: int | str | None = None,
     force: bool = False,
     locked: bool = False,
     offline: bool = False,
@@ -49,7 +50,9 @@ def run(
 ) -> RunResult:
     """Make a plan's output, or find that it is up to date.
 
-    ``overrides`` are as ``--set`` (``["scaling=0.5"]``); ``memory`` is in bytes, or ``"2GiB"``.
+    ``overrides`` are as ``--set`` (``["scaling=0.5"]``), ``device`` as ``--device``
+    (``"cuda:0,cuda:1"``); ``memory`` is in bytes, or ``"2GiB"``, as is ``device_memory`` of each
+    accelerator.
     ``force`` makes the output anew whatever is there. The lock beside the plan is written unless
     ``overrides``, ``output`` or ``locked`` are given. ``on_prepared`` is called with what is known
     before data are read. ``block_chunks`` fixes the block size, for measurements. Raises errors of
@@ -60,7 +63,7 @@ def run(
         plan = load_plan(plan, overrides)
     elif overrides:
         raise ValueError("overrides belong to the reading of a plan: give them to load_plan")
-    settings = Settings.of(device, memory, workers, offline)
+    settings = Settings.of(device, memory, workers, device_memory, offline)
     late: list[str] = []
     with Meter() as meter:
         place = Path(output) if output is not None else None
@@ -71,7 +74,7 @@ def run(
             [job_of(prepared)],
             lambda _: prepared.schedule,
             meter,
-            device=device,
+            settings,
             force=force,
             progress=progress,
         )

@@ -14,21 +14,27 @@ LEAST_DEFAULT_MEMORY = 1 << 30
 class Settings:
     """``memory`` in bytes beyond the imports (default: a quarter of the RAM, or of a container's
     limit); ``workers`` defaults to the processors and one more; ``device`` is auto, cpu, cuda,
-    cuda:0."""
+    cuda:0, or several as cuda:0,cuda:1; ``device_memory`` in bytes of each accelerator (default:
+    half of what is free there)."""
 
     device: str = "auto"
     memory: int | None = None
     workers: int | None = None
+    device_memory: int | None = None
     offline: bool = False
 
     @classmethod
     def of(
-        cls, device: str, memory: int | str | None, workers: int | None, offline: bool
+        cls,
+        device: str,
+        memory: int | str | None,
+        workers: int | None,
+        device_memory: int | str | None,
+        offline: bool,
     ) -> "Settings":
-        """From what a caller gives; ``memory`` in bytes, or as ``"2GiB"``."""
-        if isinstance(memory, str):
-            memory = parse_size(memory)
-        return cls(device=device, memory=memory, workers=workers, offline=offline)
+        """From what a caller gives; sizes in bytes, or as ``"2GiB"``."""
+        sizes = [parse_size(s) if isinstance(s, str) else s for s in (memory, device_memory)]
+        return cls(device, sizes[0], workers, sizes[1], offline)
 
     @property
     def memory_budget(self) -> int:

@@ -15,7 +15,14 @@ from mergeengine.output.workspace import workspace_path
 from mergeengine.plan.plan import Plan
 from mergeengine.workflow.existing import Existing
 from mergeengine.workflow.prepare import Prepared, output_of, prepare
-from mergeengine.workflow.produce import Job, disk_shortage, look_at
+from mergeengine.workflow.produce import (
+    Bounds,
+    Job,
+    bounds_of,
+    disk_shortage,
+    look_at,
+    open_devices,
+)
 from mergeengine.workflow.run import job_of
 from mergeengine.workflow.settings import Settings
 from mergeengine.workflow.sweep import check_alike, together, versions
@@ -31,7 +38,8 @@ class Status:
 
     ``decision`` and ``reason`` say what would happen to the output; ``shortages`` what does not
     fit this machine, one sentence each. ``unfinished`` is the part (0 to 1) of the output that a
-    stopped run left and that a run would go on from. Sizes are in bytes.
+    stopped run left and that a run would go on from. ``memory`` is of the CPU unless the device
+    was named, since only torch can tell which there are. Sizes are in bytes.
     """
 
     prepared: Prepared
@@ -44,6 +52,7 @@ class Status:
     download_bytes: int
     free_bytes: int
     allowed_bytes: int
+    memory: Bounds
 
     def document(self) -> dict[str, Any]:
         """The same as plain data."""
@@ -71,10 +80,12 @@ class Status:
                 "free_disk": self.free_bytes,
             },
             "memory": {
-                "projected_bytes": schedule.projected_bytes,
+                "projected_bytes": self.memory.projected_bytes,
                 "allowed_bytes": self.allowed_bytes,
+                "device_projected_bytes": self.memory.device_bytes,
+                "device_allowed_bytes": self.memory.device_allowed_bytes,
             },
-            "workers": schedule.workers,
+            "workers": self.memory.workers,
             "block_chunks": schedule.block_chunks,
             "notes": list(prepared.notes),
             "warnings": list(prepared.warnings),
@@ -90,6 +101,7 @@ class SweepStatus:
 
     outputs: tuple[Status, ...]
     schedule: Schedule | None
+    memory: Bounds
     shortages: tuple[str, ...]
 
     def document(self) -> dict[str, Any]:
@@ -101,7 +113,10 @@ class SweepStatus:
                 "read": planned.read_bytes if planned is not None else 0,
                 "write": planned.write_bytes if planned is not None else 0,
             },
-            "memory": {"projected_bytes": planned.projected_bytes if planned is not None else 0},
+            "memory": {
+                "projected_bytes": self.memory.projected_bytes,
+                "device_projected_bytes": self.memory.device_bytes,
+            },
             "shortages": list(self.shortages),
         }
 
@@ -130,8 +145,9 @@ def foresee(
     job = job_of(prepared)
     existing = look_at(job)
     decision, reason = _decide(existing, force)
+    memory, missing = _memory(prepared.schedule, settings)
     if decision in ("make", "replace"):
-        shortages.extend(filter(None, (_device_missing(settings.device), disk_shortage(job))))
+        shortages.extend(filter(None, (missing, disk_shortage(job))))
     return Status(
         prepared=prepared,
         models=job.models,
@@ -143,6 +159,7 @@ def foresee(
         download_bytes=sum(file.size for _, file in job.missing()),
         free_bytes=_free(job.output),
         allowed_bytes=settings.memory_budget,
+        memory=memory,
     )
 
 
@@ -164,14 +181,17 @@ def foresee_sweep(
         found.append(status)
         check_alike(found[0].prepared, status.prepared)
     waiting = [job_of(each.prepared) for each in found if each.decision in ("make", "replace")]
-    planned, shortages = None, list(filter(None, (_device_missing(settings.device),)))
+    planned, memory = None, Bounds(0, 0)
+    shortages: list[str] = []
     if waiting:
         shortages.extend(filter(None, (disk_shortage(*waiting),)))
         try:
             planned = together([job.graph for job in waiting], settings)
+            memory, missing = _memory(planned, settings)
+            shortages.extend(filter(None, (missing,)))
         except ResourceError as error:
             shortages.append(str(error))
-    return SweepStatus(tuple(found), planned, tuple(shortages))
+    return SweepStatus(tuple(found), planned, memory, tuple(shortages))
 
 
 def _decide(existing: Existing, force: bool) -> tuple[Decision, str]:
@@ -189,17 +209,18 @@ def _decide(existing: Existing, force: bool) -> tuple[Decision, str]:
     return "refuse", f"{existing.reason}: use --force to replace it, or --output"
 
 
-def _device_missing(name: str) -> str | None:
-    """Why there is no device of that name. The two that are everywhere need no torch to tell."""
-    if name in ("auto", "cpu"):
-        return None
-    from mergeengine.execution.device import choose_device
+def _memory(schedule: Schedule, settings: Settings) -> tuple[Bounds, str | None]:
+    """What a run holds, and why it cannot run on the devices that were named.
 
-    try:
-        choose_device(name)
-    except ResourceError as error:
-        return str(error)
-    return None
+    The two that are everywhere need no torch to tell.
+    """
+    pipeline, missing = None, None
+    if settings.device not in ("auto", "cpu"):
+        try:
+            pipeline = open_devices(schedule, settings)
+        except ResourceError as error:
+            missing = str(error)
+    return bounds_of(schedule, pipeline), missing
 
 
 def _unfinished(job: Job) -> float:

@@ -28,6 +28,7 @@ def sweep(
     device: str = "auto",
     memory: int | str | None = None,
     workers: int | None = None,
+    device_memory: int | str | None = None,
     force: bool = False,
     locked: bool = False,
     offline: bool = False,
@@ -41,7 +42,7 @@ def sweep(
     ``./merged`` that is ``./merged-scaling-0.3``. Those that are up to date are left alone.
     ``on_prepared`` is called for each. Returns a result for each, and what all took together.
     """
-    settings = Settings.of(device, memory, workers, offline)
+    settings = Settings.of(device, memory, workers, device_memory, offline)
     with Meter() as meter:
         everything = prepare_sweep(
             plan, sweeps, settings, overrides=overrides, output=output, locked=locked
@@ -54,7 +55,7 @@ def sweep(
             jobs,
             lambda waiting: together([job.graph for job in waiting], settings),
             meter,
-            device=device,
+            settings,
             force=force,
             progress=progress,
         )

@@ -1,0 +1,164 @@
+"""What blocks are computed from: stored tensors, what earlier passes left, and numbers."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from mergeengine.compiler.program import Load, Program
+from mergeengine.compiler.schedule import Step, arithmetic_of
+from mergeengine.execution.arena import Arena
+from mergeengine.execution.kernels import OPERATIONS, torch_dtype
+from mergeengine.execution.reader import Reader
+from mergeengine.execution.views import Resolved, flat_start, read_box, resolve
+from mergeengine.lazy.algebra import Box
+from mergeengine.lazy.dtypes import DType
+from mergeengine.lazy.nodes import Node
+from mergeengine.lazy.partition import boxes
+
+Outcomes = Mapping[tuple[Node, str], Tensor]
+"""(reduction or whole node, name of the arithmetic's dtype) -> its value, on the CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A box of one piece, computed by itself, and where it goes in a block's flat result.
+
+    ``flat``: the box is a flat range. Otherwise the block has a part of shape ``sizes`` that begins
+    at flat element ``start``, and ``index`` is the region in that.
+    """
+
+    program: Program
+    box: Box
+    flat: bool
+    start: int
+    sizes: tuple[int, ...]
+    index: tuple[slice, ...]
+
+    def window(self, result: Tensor) -> Tensor:
+        """The region's part of a block's flat result."""
+        part = result[self.start : self.start + prod(self.sizes)]
+        return part.view(self.sizes)[self.index]
+
+
+def regions(step: Step, start: int, stop: int) -> Iterator[Region]:
+    """What elements ``start:stop`` (flat) of a step's operand fall into; together they are all."""
+    if len(step.pieces) == 1 and step.pieces[0].program.flat:
+        everything = (slice(None),)
+        program = step.pieces[0].program
+        yield Region(program, ((start, stop),), True, 0, (stop - start,), everything)
+        return
+    done = 0
+    for box in boxes(step.operand.shape, start, stop):
+        sizes = sizes_of(box)
+        for piece in step.pieces:
+            common = _intersection(box, piece.box)
+            if common is not None:
+                index = index_of(_relative(common, box))
+                inside = _relative(common, piece.box)
+                yield Region(piece.program, inside, False, done, sizes, index)
+        done += prod(sizes)
+
+
+class Inputs:
+    """Loads boxes of views into host memory, and knows numbers; safe from many threads apart from
+    ``scalar``, which remembers."""
+
+    def __init__(self, reader: Reader, outcomes: Outcomes) -> None:
+        self._reader = reader
+        self._outcomes = outcomes
+        self._scalars: dict[tuple[Node, str], Tensor] = {}
+
+    def load(
+        self, load: Load, compute: DType, region: Region, arena: Arena, scratch: Tensor
+    ) -> Tensor:
+        """A region of a view, in the dtype it is stored in, in the arena.
+
+        ``scratch`` (flat, uint8) gathers short rows.
+        """
+        if region.flat:
+            resolved, shape = _flattened(load.view, region.box)
+        else:
+            resolved = resolve(load.view, restricted(region.box, load.view.shape))
+            shape = resolved.holder.shape
+        held = resolved.holder
+        elements = prod(resolved.sizes)
+        if held.op != "stored":
+            outcome = self._outcomes[held, arithmetic_of(held, compute).name].view(shape)
+            place = arena.take(elements, outcome.dtype).view(resolved.sizes)
+            for destination, source in resolved.parts:
+                window = place[index_of(destination)]
+                if source is None:
+                    window.zero_()
+                else:
+                    window.copy_(outcome[index_of(source)])
+            return place.permute(resolved.order)
+        stored = held.stored
+        beside = stored.offset + (region.box[0][0] * stored.dtype.itemsize if region.flat else 0)
+        place = arena.take(elements, torch_dtype(stored.dtype), beside).view(resolved.sizes)
+        for destination, source in resolved.parts:
+            window = place[index_of(destination)]
+            if source is None:
+                window.zero_()
+            else:
+                # One element more dimension: bytes, whatever the dtype and the rank.
+                as_bytes = window.unsqueeze(-1).view(torch.uint8)
+                read_box(self._reader, stored, shape, source, as_bytes, scratch)
+        return place.permute(resolved.order)
+
+    def number(self, node: Node, compute: DType) -> float:
+        """The value of a number, in float64."""
+        return float(self._scalar64(node, compute))
+
+    def scalar(self, node: Node, compute: DType) -> Tensor:
+        """A number as the arithmetic sees it (shape ()): computed in float64, rounded to its
+        dtype."""
+        key = node, compute.name
+        if key not in self._scalars:
+            self._scalars[key] = self._scalar64(node, compute).to(torch_dtype(compute))
+        return self._scalars[key]
+
+    def _scalar64(self, node: Node, compute: DType) -> Tensor:
+        if node.op == "constant":
+            return torch.tensor(node.value, dtype=torch.float64)
+        if node.kind == "elementwise":
+            operands = [self._scalar64(child, compute) for child in node.inputs]
+            return OPERATIONS[node.op](*operands, out=torch.empty((), dtype=torch.float64))
+        return self._outcomes[node, arithmetic_of(node, compute).name].to(torch.float64)
+
+
+def sizes_of(box: Box) -> tuple[int, ...]:
+    return tuple(high - low for low, high in box)
+
+
+def index_of(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(low, high) for low, high in box)
+
+
+def restricted(box: Box, shape: tuple[int, ...]) -> Box:
+    """What a broadcast operand of ``shape`` contributes to ``box``."""
+    if shape == ():
+        return ()
+    fitted = zip(box, shape, strict=True)
+    return tuple((0, 1) if n == 1 else (low, high) for (low, high), n in fitted)
+
+
+def _flattened(view: Node, box: Box) -> tuple[Resolved, tuple[int, ...]]:
+    """A flat range of a contiguous view, as a box of its holder flattened."""
+    held, first = flat_start(view)
+    start, stop = box[0]
+    length = stop - start
+    start += first
+    part = (((0, length),), ((start, start + length),))
+    return Resolved(held, (length,), (0,), (part,)), (held.numel,)
+
+
+def _relative(box: Box, origin: Box) -> Box:
+    return tuple((a - o, b - o) for (a, b), (o, _) in zip(box, origin, strict=True))
+
+
+def _intersection(first: Box, second: Box) -> Box | None:
+    common = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(first, second, strict=True))
+    return common if all(low < high for low, high in common) else None

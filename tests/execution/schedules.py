@@ -1,0 +1,74 @@
+"""Expressions of every kind that streams, scheduled, and a sink that keeps the bytes."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
+from mergeengine.compiler.schedule import Schedule, schedule
+from mergeengine.lazy.dtypes import DType
+from mergeengine.lazy.tensor import LazyTensor, concat
+
+Expression = Callable[[LazyTensor, LazyTensor, LazyTensor], LazyTensor]
+
+EXPRESSIONS: dict[str, Expression] = {
+    "transfer": lambda t, f, b: t + 0.7 * (f - b),
+    "shared": lambda t, f, b: (f - b) * (f - b) + t / (f - b),
+    "copied": lambda t, f, b: t,
+    "rows copied": lambda t, f, b: t[1:],
+    "columns copied": lambda t, f, b: t[:, 1:],
+    "joined": lambda t, f, b: concat([t - b, f]) * 0.5,
+    "beside": lambda t, f, b: concat([t, f * 2.0, b - t], 1),
+    "many pieces": lambda t, f, b: concat([t[n : n + 1] * (n + 2.0) - b[:1] for n in range(20)]),
+    "permuted": lambda t, f, b: t.permute(1, 0) - 0.3 * b.permute(1, 0),
+    "part": lambda t, f, b: t[5:, 3:] - f[:-5, :-3],
+    "taken": lambda t, f, b: t + 0.3 * f.take([3, 2, -1, *range(3, t.shape[0])]),
+    "thresholds": lambda t, f, b: (abs(f - b) >= 0.5).where(t, -b) * (t > b) + f.eq(b),
+    "bounded": lambda t, f, b: t.sign() * f.minimum(0.5).maximum(-0.25) + abs(b).sqrt(),
+    "constant": lambda t, f, b: t * 0.0 + 3.0,
+    "normalised": lambda t, f, b: t * (0.5 / t.norm()) + f / (b.norm() + 1.0),
+    "nested": lambda t, f, b: t * ((f - f.sum() / float(f.node.numel)).norm() / b.norm()),
+    "per row": lambda t, f, b: t / (f * f).row_sum().sqrt(),
+    "largest": lambda t, f, b: (abs(f - b) >= (f - b).kth_magnitude(100)).where(f, 0.0) + t,
+    "sum": lambda t, f, b: (t - b).sum(),
+}
+WHOLE: dict[str, Expression] = {
+    "low rank": lambda t, f, b: t + (f - b).low_rank(3),
+    "norm of low rank": lambda t, f, b: t / ((f - b).low_rank(2) * 2.0).norm() + f,
+}
+
+
+class Kept:
+    """A sink that keeps everything, and checks that nothing comes twice."""
+
+    def __init__(self, done: Sequence[tuple[int, int]] = ()) -> None:
+        self.parts: dict[tuple[int, int], bytes] = {}
+        self._done = set(done)
+
+    def is_done(self, tensor: int, chunk: int) -> bool:
+        return (tensor, chunk) in self._done
+
+    def write(self, tensor: int, first_chunk: int, data: memoryview) -> None:
+        assert (tensor, first_chunk) not in self.parts
+        self.parts[tensor, first_chunk] = bytes(data)
+
+
+def scheduled(
+    values: Sequence[LazyTensor],
+    dtype: DType,
+    compute: str = "auto",
+    block_chunks: int | None = None,
+) -> Schedule:
+    tensors = (
+        OutputTensor(str(n), dtype, compute_dtype(dtype, compute), value.node)
+        for n, value in enumerate(values)
+    )
+    graph = Graph(tuple(tensors))
+    return schedule(graph, memory=1 << 30, workers=2, block_chunks=block_chunks)
+
+
+def random_leaves(
+    count: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0
+) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator).to(dtype) for _ in range(count)]

@@ -132,6 +132,14 @@ def holder(view: Node) -> Node:
     return view
 
 
+def flat_start(view: Node) -> tuple[Node, int]:
+    """What holds a contiguous view, and the flat element of it that the view begins at."""
+    held = holder(view)
+    if view is held:
+        return held, 0
+    return held, view.attributes[0][0][0] * prod(held.shape[1:])  # a slice of the first dimension
+
+
 def compile_expressions(*roots: Node) -> Program:
     """Instructions for expressions of one shape, without concatenations.
 

@@ -1,24 +1,20 @@
-"""A worker's memory: one allocation, made once, handed out block by block."""
-
-import ctypes
-import mmap
-import sys
+"""A worker's memory as tensors."""
 
 import torch
 from torch import Tensor
 
 from mergeengine.compiler.schedule import ALIGNMENT
+from mergeengine.execution.memory import HostMemory, apart, bytes_at
 
 
 class Arena:
-    """A stack of tensors in one anonymous mapping (or in memory that is there: ``over``).
+    """A stack of tensors in a worker's memory (or in memory of another kind: ``over``).
 
-    What ``take`` gives is valid until ``rewind`` to a mark before it. Nothing else is allocated
-    while blocks are computed, so the projected peak is simply the sum of the arenas.
+    What ``take`` gives is valid until ``rewind`` to a mark before it.
     """
 
-    def __init__(self, size: int) -> None:
-        self._bytes = torch.frombuffer(_anonymous(max(size, 1)), dtype=torch.uint8)
+    def __init__(self, memory: HostMemory) -> None:
+        self._bytes = torch.frombuffer(memory.mapping, dtype=torch.uint8)
         self._spacing = ALIGNMENT
         self._used = 0
 
@@ -55,25 +51,6 @@ class Arena:
         self._used = mark
 
 
-def apart(offset: int) -> int:
-    """Where in a page to put what is copied from or to a file's byte ``offset``: half a page off.
-
-    Copying to an address that is up to 63 bytes (modulo the page) beyond the source's takes seven
-    times as long on some processors: a load seems to depend on the store just before it.
-    """
-    return (offset + ALIGNMENT // 2) % ALIGNMENT // 64 * 64
-
-
 def memory_of(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor in host memory, to read into or write from."""
-    size = tensor.numel() * tensor.itemsize
-    if size == 0:
-        return memoryview(b"")
-    return memoryview((ctypes.c_ubyte * size).from_address(tensor.data_ptr())).cast("B")
-
-
-def _anonymous(size: int) -> mmap.mmap:
-    if sys.platform == "win32":
-        return mmap.mmap(-1, size)
-    # Shared (the default) would hide from RSS accounting of anonymous memory and from limits.
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return bytes_at(tensor.data_ptr(), tensor.numel() * tensor.itemsize)

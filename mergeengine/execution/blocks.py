@@ -12,7 +12,6 @@ from mergeengine.compiler.schedule import SCRATCH, TILE, Step
 from mergeengine.execution.arena import Arena
 from mergeengine.execution.inputs import (
     Inputs,
-    Outcomes,
     Region,
     index_of,
     regions,
@@ -21,6 +20,7 @@ from mergeengine.execution.inputs import (
 )
 from mergeengine.execution.kernels import OPERATIONS, round_into, torch_dtype
 from mergeengine.execution.reader import Reader
+from mergeengine.execution.work import Outcomes
 from mergeengine.lazy.algebra import Box, broadcast
 from mergeengine.lazy.dtypes import DType
 from mergeengine.lazy.nodes import Node

@@ -1,26 +1,31 @@
-"""Equal workers over the schedule: each takes a block, reads, computes and hands it to the sink."""
+"""Equal workers over the schedule: each takes a block, reads, computes and hands it to the sink.
+
+torch is only imported where a pass needs it: most merges are done by the compiled loop alone, in
+less time than torch takes to be imported.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
-
-import torch
-from torch import Tensor
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from mergeengine.compiler.schedule import Schedule, TensorSchedule
 from mergeengine.errors import Interrupted
 from mergeengine.execution import native
-from mergeengine.execution.arena import Arena, memory_of
-from mergeengine.execution.blocks import BlockRunner
 from mergeengine.execution.fused import CannotWriteError, FusedRunner
-from mergeengine.execution.inputs import Outcomes
-from mergeengine.execution.kernels import torch_dtype
-from mergeengine.execution.pipeline import Pipeline
+from mergeengine.execution.loop_program import constant, needs_no_torch
+from mergeengine.execution.memory import HostMemory
 from mergeengine.execution.reader import Reader
-from mergeengine.execution.whole import run_whole
-from mergeengine.execution.work import FileSink, Sink, Task, Work, span
+from mergeengine.execution.work import FileSink, Outcomes, Sink, Task, Work, span
 from mergeengine.lazy.partition import CHUNK
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mergeengine.execution.blocks import BlockRunner
+    from mergeengine.execution.pipeline import Pipeline
 
 _MOST_RUN = 8  # chunks that a worker is handed at a time
 _RUNS = 16  # and so many times at least
@@ -29,7 +34,7 @@ _RUNS = 16  # and so many times at least
 def execute(
     schedule: Schedule,
     *sinks: Sink,
-    pipeline: Pipeline | None = None,
+    pipeline: "Pipeline | None" = None,
     reader: Reader | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[str]]:
@@ -43,15 +48,16 @@ def execute(
     Ctrl-C. PyTorch's own threads are set to one meanwhile: workers are the parallelism.
     """
     work = Work(schedule, sinks, _run_chunks(schedule) if pipeline is None else None)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    alone = pipeline is None and _loop_suffices(schedule)
     with ExitStack() as stack:
-        stack.callback(torch.set_num_threads, threads)
+        if not alone:
+            stack.enter_context(_one_thread())
         files = reader or stack.enter_context(Reader())
         jobs: list[Callable[[], None]]
         # Leaving the pool waits for every worker: none still writes when its files are closed.
         if pipeline is None:
-            jobs = [partial(_work_on, schedule, work, sinks, files, progress)] * schedule.workers
+            job = partial(_work_on, schedule, work, sinks, files, progress, alone=alone)
+            jobs = [job] * schedule.workers
         else:
             jobs = pipeline.jobs(work, sinks, files, progress)
         with ThreadPoolExecutor(len(jobs)) as pool:
@@ -71,41 +77,76 @@ def execute(
     return [[names[m, t] for m, t in strange if m == model] for model in range(len(sinks))]
 
 
-def loop_name(pipeline: Pipeline | None) -> str:
+def loop_name(pipeline: "Pipeline | None") -> str:
     """What computes flat blocks: the compiled loop's instructions, or ``torch``."""
     loop = native.library() if pipeline is None else None
     return "torch" if loop is None else loop.name
 
 
-def stream(schedule: Schedule, reader: Reader) -> Iterator[tuple[TensorSchedule, int, Tensor]]:
+def stream(schedule: Schedule, reader: Reader) -> "Iterator[tuple[TensorSchedule, int, Tensor]]":
     """One model's tensors block by block in order, in this thread: (tensor, flat start, values).
 
     Values are flat, and valid until the next block is asked for.
     """
+    import torch
+
+    from mergeengine.execution.kernels import torch_dtype
+
     work = Work(schedule, ())
-    with _Worker(schedule, reader, work.outcomes) as worker:
+    with _Worker(schedule, reader, work.outcomes, alone=False) as worker:
         while (task := work.next()) is not None:
             left = None
             if task.step.kind == "write":
                 start, stop = span(task)
-                if worker.fused is not None and worker.fused.takes(task.step):
-                    (values,) = worker.fused.compute(start, stop)
-                else:
-                    (values,) = worker.runner.run(task.step, start, stop)
+                ((data,), _) = worker.block(task, start, stop)
+                dtype = torch_dtype(task.step.result)
+                values = (
+                    torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+                )
                 yield task.state.tensor, start, values
             else:
-                left = _leave(worker.runner, task)
+                left = worker.leave(task)
             work.done(task, left)
 
 
-class _Worker:
-    """What one thread on the CPU computes with: torch, and the compiled loop where there is one."""
+def import_torch_for(schedule: Schedule, *, everything: bool) -> None:
+    """Import torch now, if executing will take it (or with ``everything``): not to be measured as
+    work."""
+    if everything or not _loop_suffices(schedule):
+        import_module("mergeengine.execution.blocks")
 
-    def __init__(self, schedule: Schedule, reader: Reader, outcomes: Outcomes) -> None:
-        arena = Arena(schedule.arena_bytes)
-        self.runner = BlockRunner(arena, reader, outcomes)
+
+def _loop_suffices(schedule: Schedule) -> bool:
+    return native.library() is not None and all(
+        needs_no_torch(step) for tensor in schedule.tensors for step in tensor.steps
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch without threads of its own."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Worker:
+    """What one thread on the CPU computes with: the compiled loop where there is one, and torch
+    unless the loop does all ``alone``."""
+
+    def __init__(
+        self, schedule: Schedule, reader: Reader, outcomes: Outcomes, *, alone: bool
+    ) -> None:
+        memory = HostMemory(schedule.arena_bytes)
         loop, block = native.library(), schedule.block_chunks * CHUNK
-        self.fused = FusedRunner(loop, arena, reader, self.runner, block) if loop else None
+        self._runner = None if alone else _runner(memory, reader, outcomes)
+        numbers = self._runner.number if self._runner is not None else constant
+        self.fused = FusedRunner(loop, memory, reader, block, numbers) if loop else None
 
     def __enter__(self) -> "_Worker":
         return self
@@ -114,6 +155,46 @@ class _Worker:
         if self.fused is not None:
             self.fused.close()
 
+    @property
+    def runner(self) -> "BlockRunner":
+        assert self._runner is not None, "the loop cannot do this alone"
+        return self._runner
+
+    def block(self, task: Task, start: int, stop: int) -> tuple[list[memoryview], set[int]]:
+        """The bytes of each result's elements, and which of the results are not finite."""
+        if self.fused is not None and self.fused.takes(task.step):
+            return self.fused.compute(start, stop), self.fused.not_finite
+        from mergeengine.execution.arena import memory_of
+
+        blocks = self.runner.run(task.step, start, stop)
+        return [memory_of(values) for values in blocks], self.runner.not_finite
+
+    def leave(self, task: Task) -> "Tensor":
+        """What a block of a reduction, or a whole node, leaves behind."""
+        import torch
+
+        from mergeengine.execution.kernels import torch_dtype
+        from mergeengine.execution.whole import run_whole
+
+        step = task.step
+        if task.state.fold is not None:
+            return task.state.fold.partial(task.first, *self.runner.run(step, *span(task)))
+        operand = torch.empty(step.operand.numel, dtype=torch_dtype(step.compute))
+        for start in range(0, operand.numel(), CHUNK):
+            stop = min(start + CHUNK, operand.numel())
+            (operand[start:stop],) = self.runner.run(step, start, stop)
+        return run_whole(step.node, operand.view(step.operand.shape))
+
+
+def _runner(memory: HostMemory, reader: Reader, outcomes: Outcomes) -> "BlockRunner":
+    import torch
+
+    from mergeengine.execution.arena import Arena
+    from mergeengine.execution.blocks import BlockRunner
+
+    torch.set_num_threads(1)
+    return BlockRunner(Arena(memory), reader, outcomes)
+
 
 def _work_on(
     schedule: Schedule,
@@ -121,20 +202,21 @@ def _work_on(
     sinks: Sequence[Sink],
     reader: Reader,
     progress: Callable[[int], None] | None,
+    *,
+    alone: bool,
 ) -> None:
     try:
-        torch.set_num_threads(1)
-        files = [sink if isinstance(sink, FileSink) else None for sink in sinks]
-        with _Worker(schedule, reader, work.outcomes) as worker:
-            runner, fused = worker.runner, worker.fused
+        files = [sink for sink in sinks if isinstance(sink, FileSink)]
+        direct = len(files) == len(sinks)
+        with _Worker(schedule, reader, work.outcomes, alone=alone) as worker:
             while (task := work.next()) is not None:
                 if task.step.kind != "write":
-                    work.done(task, _leave(runner, task))
+                    work.done(task, worker.leave(task))
                     continue
-                if fused is not None and fused.takes(task.step) and None not in files:
-                    _write_directly(fused, task, files, work, progress)
+                if direct and worker.fused is not None and worker.fused.takes(task.step):
+                    _write_directly(worker.fused, task, files, work, progress)
                 else:
-                    _write_blocks(runner, fused, schedule.block_chunks, task, sinks, work, progress)
+                    _write_blocks(worker, schedule.block_chunks, task, sinks, work, progress)
                 work.done(task, None)
     except BaseException as error:  # handed to the thread that waits
         work.fail(error)
@@ -143,14 +225,13 @@ def _work_on(
 def _write_directly(
     fused: FusedRunner,
     task: Task,
-    files: Sequence[FileSink | None],
+    files: Sequence[FileSink],
     work: Work,
     progress: Callable[[int], None] | None,
 ) -> None:
     """Compute chunks and write them piece by piece, while the pieces are in the cache."""
     start, stop = span(task)
-    destinations = task.state.tensor.destinations
-    ways = [(sink, to.tensor) for to in destinations if (sink := files[to.model]) is not None]
+    ways = [(files[to.model], to.tensor) for to in task.state.tensor.destinations]
     try:
         digests = fused.write(start, stop, [sink.place(n, task.first) for sink, n in ways])
     except CannotWriteError as error:
@@ -162,8 +243,7 @@ def _write_directly(
 
 
 def _write_blocks(
-    runner: BlockRunner,
-    fused: FusedRunner | None,
+    worker: _Worker,
     block_chunks: int,
     task: Task,
     sinks: Sequence[Sink],
@@ -171,15 +251,11 @@ def _write_blocks(
     progress: Callable[[int], None] | None,
 ) -> None:
     """Compute chunks block by block and hand them to the sinks."""
-    quick = fused if fused is not None and fused.takes(task.step) else None
     for first in range(task.first, task.last, block_chunks):
         start, stop = span(task, first, min(first + block_chunks, task.last))
-        blocks = (
-            quick.compute(start, stop) if quick is not None else runner.run(task.step, start, stop)
-        )
-        for to, values in zip(task.state.tensor.destinations, blocks, strict=True):
-            sinks[to.model].write(to.tensor, first, memory_of(values))
-        strange = quick.not_finite if quick is not None else runner.not_finite
+        blocks, strange = worker.block(task, start, stop)
+        for to, data in zip(task.state.tensor.destinations, blocks, strict=True):
+            sinks[to.model].write(to.tensor, first, data)
         _finished(task, strange, start, stop, work, progress)
 
 
@@ -204,16 +280,3 @@ def _run_chunks(schedule: Schedule) -> int:
     chunks = sum(tensor.write.chunks for tensor in schedule.tensors)
     run = min(_MOST_RUN, chunks // (_RUNS * schedule.workers))
     return max(1, run // schedule.block_chunks) * schedule.block_chunks
-
-
-def _leave(runner: BlockRunner, task: Task) -> Tensor:
-    """What a block of a reduction, or a whole node, leaves behind."""
-    step = task.step
-    if task.state.fold is not None:
-        start, stop = span(task)
-        return task.state.fold.partial(task.first, *runner.run(step, start, stop))
-    operand = torch.empty(step.operand.numel, dtype=torch_dtype(step.compute))
-    for start in range(0, operand.numel(), CHUNK):
-        stop = min(start + CHUNK, operand.numel())
-        (operand[start:stop],) = runner.run(step, start, stop)
-    return run_whole(step.node, operand.view(step.operand.shape))

@@ -2,25 +2,18 @@
 
 import os
 from collections.abc import Sequence
-from ctypes import Array, c_double, c_float, c_ubyte, c_void_p, string_at
+from ctypes import Array, c_ubyte, c_void_p
 from dataclasses import dataclass
-from itertools import count
 
-import torch
-from torch import Tensor
 from xxhash import xxh3_128_digest
 
-from mergeengine.compiler.program import Apply, Load, Operand, Program, Register
-from mergeengine.compiler.program import Result as ProgramResult
 from mergeengine.compiler.schedule import ALIGNMENT, Step
 from mergeengine.errors import MergeEngineError
 from mergeengine.execution import native
-from mergeengine.execution.arena import Arena, apart
-from mergeengine.execution.blocks import BlockRunner
-from mergeengine.execution.kernels import torch_dtype
+from mergeengine.execution.loop_program import Numbers, compiled, constant, sources_of
+from mergeengine.execution.memory import HostMemory, apart, bytes_at
 from mergeengine.execution.reader import Reader
-from mergeengine.execution.views import flat_start
-from mergeengine.lazy.dtypes import BFLOAT16, FLOAT32
+from mergeengine.lazy.dtypes import FLOAT64
 from mergeengine.lazy.partition import CHUNK, chunk_count
 from mergeengine.lazy.stored import Stored
 
@@ -44,8 +37,8 @@ class _Ready:
     """A step as the loop takes it, everything in its place in the worker's memory.
 
     ``sources`` are stored tensors, from a flat element on; ``begins`` the same in bytes of their
-    files. ``results`` have room for the largest block. Only the places in ``inputs``, ``outputs``
-    and ``targets`` change from block to block.
+    files. ``results`` are addresses with room for the largest block, of elements of ``itemsize``
+    bytes. Only the places in ``inputs``, ``outputs`` and ``targets`` change from block to block.
     """
 
     program: native.Program
@@ -57,23 +50,30 @@ class _Ready:
     buffers: Array[c_void_p]
     targets: Array[c_void_p]
     registers: int
-    results: tuple[Tensor, ...]
+    results: tuple[int, ...]
+    itemsize: int
 
 
 class FusedRunner:
     """Runs blocks of output passes whose one piece is flat, in the memory of one worker.
 
-    The files of the step at hand are kept open; ``close`` lets go of them.
+    The files of the step at hand are kept open; ``close`` lets go of them. ``block`` is in
+    elements.
     """
 
     def __init__(
-        self, library: native.Library, arena: Arena, reader: Reader, runner: BlockRunner, block: int
+        self,
+        library: native.Library,
+        memory: HostMemory,
+        reader: Reader,
+        block: int,
+        numbers: Numbers = constant,
     ) -> None:
         self._library = library
-        self._arena = arena
+        self._memory = memory
         self._reader = reader
-        self._runner = runner  # knows the values of numbers
-        self._block = block  # elements
+        self._block = block
+        self._numbers = numbers
         self._step: Step | None = None
         self._ready: _Ready | None = None
         self._outcome = native.Outcome()
@@ -86,18 +86,19 @@ class FusedRunner:
             self._ready = self._prepare(step)
         return self._ready is not None
 
-    def compute(self, start: int, stop: int) -> list[Tensor]:
+    def compute(self, start: int, stop: int) -> list[memoryview]:
         """Elements ``start:stop`` (a block at most) of each result of the step that ``takes`` was
-        last asked for. They lie in host memory and are valid until the next block.
+        last asked for, as bytes, which are valid until the next block.
 
         Raises CheckpointError for what cannot be read.
         """
         assert self._ready is not None
         for number, result in enumerate(self._ready.results):
             self._ready.outputs[number].file = -1
-            self._ready.targets[number] = result.data_ptr()
+            self._ready.targets[number] = result
         self._run(self._ready, start, stop, None)
-        return [result[: stop - start] for result in self._ready.results]
+        size = (stop - start) * self._ready.itemsize
+        return [bytes_at(result, size) for result in self._ready.results]
 
     def write(self, start: int, stop: int, places: Sequence[FileRange]) -> list[list[bytes]]:
         """Compute elements ``start:stop`` (whole chunks, however many) of each result, and write
@@ -109,7 +110,7 @@ class FusedRunner:
         ready, count = self._ready, len(places)
         for number, (file, offset) in enumerate(places):
             ready.outputs[number].file, ready.outputs[number].offset = file, offset
-            ready.targets[number] = ready.results[number].data_ptr() + apart(offset)
+            ready.targets[number] = ready.results[number] + apart(offset)
         chunks = chunk_count(stop - start)
         found = (c_ubyte * (16 * chunks * count))()
         self._run(ready, start, stop, found)
@@ -118,11 +119,10 @@ class FusedRunner:
             [raw[at : at + 16] for at in range(16 * number, len(raw), 16 * count)]
             for number in range(count)
         ]
-        last = stop - start - (chunks - 1) * CHUNK
-        for number, result in enumerate(ready.results):
-            if last * result.itemsize <= native.SHORT:  # then it is all in the last piece
-                left = string_at(ready.targets[number] or 0, last * result.itemsize)
-                digests[number][-1] = xxh3_128_digest(left)
+        last = (stop - start - (chunks - 1) * CHUNK) * ready.itemsize
+        if last <= native.SHORT:  # then it is all in the last piece
+            for number, target in enumerate(ready.targets):
+                digests[number][-1] = xxh3_128_digest(bytes_at(target or 0, last))
         return digests
 
     @property
@@ -166,37 +166,30 @@ class FusedRunner:
         return self._reader.unreadable(stored.file, os.strerror(outcome.error))
 
     def _prepare(self, step: Step) -> _Ready | None:
-        if len(step.pieces) != 1 or not step.pieces[0].program.flat:
+        sources = sources_of(step)
+        if sources is None:
             return None
-        program = step.pieces[0].program
-        held = [flat_start(load.view) for load in program.loads]
-        if not held or any(node.op != "stored" for node, _ in held):
-            return None
-        sources = tuple((node.stored, first) for node, first in held)
-        compiled = self._compile(program, step, [stored for stored, _ in sources])
-        if compiled is None:
-            return None
+        program = compiled(step, sources, self._numbers)
         sizes = [stored.dtype.itemsize for stored, _ in sources]
         piece = 1 << (_CACHE // sum(sizes)).bit_length() - 1
         piece = max(_LEAST_PIECE, min(_MOST_PIECE, piece))
         elements = step.block_elements(self._block)
-        take = self._arena.take
-        self._arena.rewind()
+        take = self._memory.take
+        self._memory.rewind()
         # Room for a file's place in a page, which is known when a block is written.
-        size = elements * step.result.itemsize
-        rooms = [take(size + ALIGNMENT, torch.uint8) for _ in range(step.results)]
-        results = tuple(room[:size].view(torch_dtype(step.result)) for room in rooms)
+        room = elements * step.result.itemsize + ALIGNMENT
+        results = tuple(take(room) for _ in range(step.results))
         begins = [stored.offset + first * stored.dtype.itemsize for stored, first in sources]
         buffers = [
-            take(min(piece, elements), torch_dtype(stored.dtype), begin).data_ptr()
-            for (stored, _), begin in zip(sources, begins, strict=True)
+            take(min(piece, elements) * size, begin)
+            for size, begin in zip(sizes, begins, strict=True)
         ]
-        registers = take((compiled.registers + 1) * native.VECTOR, torch.float64).data_ptr()
+        registers = take((program.registers + 1) * native.VECTOR * FLOAT64.itemsize)
         files = self._opened([stored for stored, _ in sources])
         return _Ready(
-            program=compiled,
+            program=program,
             piece=piece,
-            sources=sources,
+            sources=tuple(sources),
             begins=tuple(zip(begins, sizes, strict=True)),
             inputs=(native.Place * len(files))(*(native.Place(file, 0, 0) for file in files)),
             outputs=(native.Place * len(results))(),
@@ -204,6 +197,7 @@ class FusedRunner:
             targets=(c_void_p * len(results))(),
             registers=registers,
             results=results,
+            itemsize=step.result.itemsize,
         )
 
     def _opened(self, sources: list[Stored]) -> list[int]:
@@ -216,110 +210,3 @@ class FusedRunner:
                 self._reader.release(stored.file)
             raise
         return files
-
-    def _compile(
-        self, program: Program, step: Step, sources: list[Stored]
-    ) -> native.Program | None:
-        """The program as the loop reads it; None: it lacks an operation or a dtype."""
-        numbers: list[float] = []
-        found = [self._result(result, step, sources) for result in program.results]
-        results = [result for result in found if result is not None]
-        copies = all(result.copy >= 0 for result in results)
-        dtypes = [
-            native.RAW if copies else native.DTYPES.get(stored.dtype.name) for stored in sources
-        ]
-        if len(results) < len(found) or None in dtypes:
-            return None
-        instructions: list[native.Instruction] | None = []
-        if not copies:
-            stored = _left_in_place(program, step, sources, {result.after for result in results})
-            instructions = self._instructions(program, step, stored, numbers)
-            for result in results:
-                result.after -= sum(position < result.after for position in stored)
-        if instructions is None:
-            return None
-        pairs = [
-            native.Source(dtype, stored.dtype.itemsize)
-            for dtype, stored in zip(dtypes, sources, strict=True)
-        ]
-        return native.Program(
-            compute=native.DTYPES[step.compute.name],
-            count=len(instructions),
-            registers=program.registers,
-            source_count=len(sources),
-            results=len(results),
-            instructions=(native.Instruction * len(instructions))(*instructions),
-            sources=(native.Source * len(sources))(*pairs),
-            outputs=(native.Result * len(results))(*results),
-            numbers=(c_double * len(numbers))(*numbers),
-            rounded=(c_float * len(numbers))(*numbers),
-        )
-
-    @staticmethod
-    def _result(result: ProgramResult, step: Step, sources: list[Stored]) -> native.Result | None:
-        size = step.result.itemsize
-        if result.copy is not None and sources[result.copy].dtype == step.result:
-            return native.Result(native.RAW, size, -1, -1, result.copy)
-        code = native.DTYPES.get(step.result.name)
-        if code is None or not isinstance(result.value, Register):
-            return None
-        return native.Result(code, size, result.value.index, result.after, -1)
-
-    def _instructions(
-        self, program: Program, step: Step, in_place: set[int], numbers: list[float]
-    ) -> list[native.Instruction] | None:
-        """The loop's words for a program, whose ``numbers`` are gathered; None: it lacks one."""
-        places: dict[int, int] = {}  # register -> what it is for the loop
-
-        def operand(of: Operand) -> int:
-            """A register's index, STORED + k for source k as it is, or ~k for the number k."""
-            if isinstance(of, Register):
-                return places[of.index]
-            numbers.append(self._runner.number(of.node, step.compute))
-            return ~(len(numbers) - 1)
-
-        words = []
-        sources = count()
-        for position, each in enumerate(program.instructions):
-            if isinstance(each, Load):
-                source = next(sources)
-                if position in in_place:
-                    places[each.register.index] = native.STORED + source
-                    continue
-                code, operands = native.LOAD, [source, 0, 0]
-            elif each.op in native.OPERATIONS:
-                code = native.OPERATIONS[each.op]
-                operands = [operand(of) for of in each.operands]
-                operands += operands[:1] * (3 - len(operands))  # what it does not use
-            else:
-                return None
-            places[each.register.index] = each.register.index
-            words.append(native.Instruction(code, each.register.index, *operands))
-        return words
-
-
-def _left_in_place(program: Program, step: Step, sources: list[Stored], kept: set[int]) -> set[int]:
-    """The loads that need no register: bfloat16 that float32 sums and products use once or twice.
-    ``kept`` are instructions whose values are results."""
-    found = set()
-    loads = iter(sources)
-    for position, load in enumerate(program.instructions):
-        if not isinstance(load, Load):
-            continue
-        dtype = next(loads).dtype
-        if position in kept or (dtype, step.compute) != (BFLOAT16, FLOAT32):
-            continue
-        users: list[Apply] = []
-        for later in program.instructions[position + 1 :]:
-            if isinstance(later, Apply) and load.register in later.operands:
-                users.append(later)
-            if later.register == load.register:
-                break
-        simple = all(
-            user.op in ("add", "sub", "mul")
-            and all(isinstance(operand, Register) for operand in user.operands)
-            for user in users
-        )
-        if simple and len(users) <= 2:
-            found.add(position)
-    return found

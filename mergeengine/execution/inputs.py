@@ -1,25 +1,23 @@
 """What blocks are computed from: stored tensors, what earlier passes left, and numbers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
-from mergeengine.compiler.program import Load, Program
+from mergeengine.compiler.program import Load, Program, flat_start
 from mergeengine.compiler.schedule import Step, arithmetic_of
 from mergeengine.execution.arena import Arena
 from mergeengine.execution.kernels import OPERATIONS, torch_dtype
 from mergeengine.execution.reader import Reader
-from mergeengine.execution.views import Resolved, flat_start, read_box, resolve
+from mergeengine.execution.views import Resolved, read_box, resolve
+from mergeengine.execution.work import Outcomes
 from mergeengine.lazy.algebra import Box
 from mergeengine.lazy.dtypes import DType
 from mergeengine.lazy.nodes import Node
 from mergeengine.lazy.partition import boxes
-
-Outcomes = Mapping[tuple[Node, str], Tensor]
-"""(reduction or whole node, name of the arithmetic's dtype) -> its value, on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)

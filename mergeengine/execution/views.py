@@ -7,7 +7,6 @@ from math import prod
 
 from torch import Tensor
 
-from mergeengine.compiler.program import holder
 from mergeengine.execution.arena import memory_of
 from mergeengine.execution.reader import Reader
 from mergeengine.lazy.algebra import Box
@@ -64,14 +63,6 @@ def resolve(view: Node, box: Box) -> Resolved:
                 (destination, tuple((s or 0, (s or 0) + b - a) for a, b, s in combination))
             )
     return Resolved(node, sizes, order, tuple(parts))
-
-
-def flat_start(view: Node) -> tuple[Node, int]:
-    """What holds a contiguous view, and the flat element of it that the view begins at."""
-    held = holder(view)
-    if view is held:
-        return held, 0
-    return held, view.attributes[0][0][0] * prod(held.shape[1:])  # a slice of the first dimension
 
 
 def _taken(run: _Run, indices: tuple[int, ...]) -> Iterator[_Run]:

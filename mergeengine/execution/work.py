@@ -1,20 +1,25 @@
 """What is done next: sinks, and the blocks that are handed out to workers."""
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import Condition
-from typing import Protocol, runtime_checkable
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from mergeengine.compiler.schedule import LOOKAHEAD, Schedule, Step, TensorSchedule
 from mergeengine.errors import MergeEngineError
-from mergeengine.execution.reductions import Fold, fold_of
 from mergeengine.lazy.nodes import Node
 from mergeengine.lazy.partition import CHUNK
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mergeengine.execution.reductions import Fold
+
 _Outcome = tuple[Node, str]
+
+Outcomes = Mapping[_Outcome, "Tensor"]
+"""(reduction or whole node, name of the arithmetic's dtype) -> its value, on the CPU."""
 
 
 class Sink(Protocol):
@@ -50,7 +55,7 @@ class State:
     running: bool = False
     next_chunk: int = 0
     pending: int = 0  # blocks handed out and not yet finished
-    fold: Fold | None = None
+    fold: "Fold | None" = None
 
     @property
     def step(self) -> Step:
@@ -112,7 +117,7 @@ class Work:
             self.error = self.error or error
             self._changed.notify_all()
 
-    def done(self, task: Task, left: Tensor | None) -> None:
+    def done(self, task: Task, left: "Tensor | None") -> None:
         """A block is finished; ``left`` is what a reduction's chunk or a whole node leaves."""
         state = task.state
         with self._changed:
@@ -155,7 +160,7 @@ class Work:
                     if key in self._claimed:
                         return None  # another output is computing it
                     self._claimed.add(key)
-                state.fold = fold_of(step.node) if step.kind == "reduce" else None
+                state.fold = _fold_of(step.node) if step.kind == "reduce" else None
                 state.next_chunk = 0
                 state.running = True
             task = self._block(state, step)
@@ -181,7 +186,7 @@ class Work:
         state.pending += 1
         return Task(state, step, first, last)
 
-    def _end_pass(self, state: State, left: Tensor | None) -> None:
+    def _end_pass(self, state: State, left: "Tensor | None") -> None:
         step = state.step
         if step.kind == "write":
             self._release(state.tensor)
@@ -200,6 +205,12 @@ class Work:
             self._users[key] -= 1
             if not self._users[key]:
                 self.outcomes.pop(key, None)
+
+
+def _fold_of(node: Node) -> "Fold":
+    from mergeengine.execution.reductions import fold_of  # with torch, which not every run needs
+
+    return fold_of(node)
 
 
 def span(task: Task, first: int | None = None, last: int | None = None) -> tuple[int, int]:

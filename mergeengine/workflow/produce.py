@@ -14,6 +14,7 @@ from mergeengine.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mergeengine.compiler.graph import Graph
 from mergeengine.compiler.schedule import Schedule
 from mergeengine.errors import OutputBusyError, ResourceError
+from mergeengine.execution.presence import only_the_cpu
 from mergeengine.lazy.stored import StoredFile
 from mergeengine.output.companions import Companion, CompanionSet
 from mergeengine.output.layout import INDEX, Layout
@@ -135,10 +136,12 @@ def produce(
     if not waiting:
         return list(produced.values()), None
     with meter.imports():
-        # Not at the top: what is up to date is found without torch.
-        from mergeengine.execution.executor import loop_name
+        # Not at the top: what is up to date is found without them, and without torch.
+        from mergeengine.execution.executor import import_torch_for, loop_name
 
     schedule = scheduled(waiting)
+    with meter.imports():
+        import_torch_for(schedule, everything=not only_the_cpu(settings.device))
     pipeline = open_devices(schedule, settings)
     with ExitStack() as stack:
         begun = [each for job in waiting if (each := _begin(job, stack, tell, force=force))]
@@ -172,6 +175,8 @@ def open_devices(schedule: Schedule, settings: Settings) -> "Pipeline | None":
 
     Nothing is allocated or read yet.
     """
+    if only_the_cpu(settings.device):
+        return None
     from mergeengine.execution.device import choose_devices
     from mergeengine.execution.pipeline import open_pipeline
 

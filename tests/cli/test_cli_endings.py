@@ -21,6 +21,8 @@ from mergeengine.errors import (
     ResourceError,
     VerificationError,
 )
+from mergeengine.execution import native
+from mergeengine.execution.presence import only_the_cpu
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -162,6 +164,18 @@ def test_help_imports_next_to_nothing():
 def test_validate_imports_no_torch(here):
     heavy = {"torch", "transformers", "safetensors", "huggingface_hub", "numpy", "tqdm"}
     assert not imported("validate", "plan.yaml") & heavy
+
+
+@pytest.mark.skipif(native.library() is None, reason="without the compiled loop torch computes")
+@pytest.mark.skipif(not only_the_cpu("auto"), reason="torch is asked about the accelerator")
+def test_an_ordinary_merge_imports_no_torch(here):
+    assert not imported("run", "plan.yaml") & {"torch", "numpy", "transformers"}
+    assert (here / "out/mergeengine.json").is_file()
+
+
+def test_without_the_compiled_loop_torch_computes(here, monkeypatch):
+    monkeypatch.setenv(native.SWITCH, "0")
+    assert "torch" in imported("run", "plan.yaml")
 
 
 @pytest.mark.parametrize("name", ["plan", "explain", "lock"])

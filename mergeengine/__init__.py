@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mergeengine.workflow.lazy_checkpoint import Block, LazyCheckpoint, compile_plan
     from mergeengine.workflow.lazy_checkpoint import open_lazily as open_checkpoint
     from mergeengine.workflow.run import RunResult, run
+    from mergeengine.workflow.sweep import sweep
 
 _HOMES = {
     "Block": "workflow.lazy_checkpoint:Block",
@@ -52,6 +53,7 @@ _HOMES = {
     "load_plan": "plan.load:load_plan",
     "open_checkpoint": "workflow.lazy_checkpoint:open_lazily",
     "run": "workflow.run:run",
+    "sweep": "workflow.sweep:sweep",
     "verify": "workflow.existing:verify",
 }
 
@@ -74,6 +76,7 @@ __all__ = [
     "load_plan",
     "open_checkpoint",
     "run",
+    "sweep",
     "verify",
 ]
 

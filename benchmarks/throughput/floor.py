@@ -2,7 +2,7 @@
 
 As a process: ``python -m benchmarks.throughput.floor SETTINGS.json REPORT.json``. Threads take
 block after block of the files; each preads the three inputs' block into memory of its own, and
-pwrites one of them into a preallocated output. All of it is on disk at the end.
+pwrites one of them into a preallocated output, or into several. All of it is on disk at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
@@ -36,12 +36,12 @@ class Settings:
         return f"{self.block >> 10} KiB, {self.threads} threads, {flush}"
 
 
-def write_job(path: Path, settings: Settings, inputs: list[list[Path]], output: Path) -> None:
-    """What the process reads: ``inputs`` are lists of files of equal size."""
+def write_job(path: Path, settings: Settings, inputs: list[list[Path]], *outputs: Path) -> None:
+    """What the process reads: ``inputs`` are lists of files of equal size, ``outputs`` folders."""
     job = {
         "settings": asdict(settings),
         "inputs": [[str(file) for file in files] for files in inputs],
-        "output": str(output),
+        "outputs": [str(output) for output in outputs],
     }
     path.write_text(json.dumps(job))
 
@@ -51,8 +51,9 @@ def early_writing_works() -> bool:
     return hasattr(ctypes.CDLL(None), "sync_file_range")
 
 
-def _copy(settings: Settings, inputs: list[list[Path]], output: Path) -> None:
-    output.mkdir()
+def _copy(settings: Settings, inputs: list[list[Path]], outputs: list[Path]) -> None:
+    for output in outputs:
+        output.mkdir()
     sizes = [file.stat().st_size for file in inputs[0]]
     blocks = [
         (file, offset, min(settings.block, size - offset))
@@ -69,9 +70,13 @@ def _copy(settings: Settings, inputs: list[list[Path]], output: Path) -> None:
             return descriptor
 
         sources = [[opened(file, os.O_RDONLY) for file in files] for files in inputs]
-        made = [opened(output / file.name, os.O_RDWR | os.O_CREAT) for file in inputs[0]]
-        for descriptor, size in zip(made, sizes, strict=True):
-            os.posix_fallocate(descriptor, 0, size)
+        made = [
+            [opened(output / file.name, os.O_RDWR | os.O_CREAT) for output in outputs]
+            for file in inputs[0]
+        ]
+        for descriptors, size in zip(made, sizes, strict=True):
+            for descriptor in descriptors:
+                os.posix_fallocate(descriptor, 0, size)
 
         def work(_: int) -> None:
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -80,15 +85,17 @@ def _copy(settings: Settings, inputs: list[list[Path]], output: Path) -> None:
                 file, offset, size = blocks[turn]
                 for buffer, descriptors in zip(buffers, sources, strict=True):
                     _fill(descriptors[file], buffer[:size], offset)
-                _write(made[file], buffers[0][:size], offset)
-                if start_writing is not None:
-                    start_writing(
-                        made[file], ctypes.c_int64(offset), ctypes.c_int64(size), _START_WRITING
-                    )
+                for descriptor in made[file]:
+                    _write(descriptor, buffers[0][:size], offset)
+                    if start_writing is not None:
+                        start_writing(
+                            descriptor, ctypes.c_int64(offset), ctypes.c_int64(size), _START_WRITING
+                        )
 
         with ThreadPoolExecutor(settings.threads) as pool:
             list(pool.map(work, range(settings.threads)))
-        for descriptor in (*made, opened(output, os.O_RDONLY)):
+        folders = [opened(output, os.O_RDONLY) for output in outputs]
+        for descriptor in (*chain.from_iterable(made), *folders):
             os.fsync(descriptor)
 
 
@@ -110,7 +117,7 @@ def main(job_file: Path, report: Path) -> None:
     job = json.loads(job_file.read_text())
     inputs = [[Path(file) for file in files] for files in job["inputs"]]
     began = time.perf_counter()
-    _copy(Settings(**job["settings"]), inputs, Path(job["output"]))
+    _copy(Settings(**job["settings"]), inputs, [Path(output) for output in job["outputs"]])
     report.write_text(json.dumps({"seconds": time.perf_counter() - began}))
 
 

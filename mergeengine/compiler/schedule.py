@@ -3,9 +3,10 @@
 The projection is a promise: what a worker holds is one arena, whose layout is fixed here, and
 the executor allocates exactly that. Per worker, for a block of ``B`` elements (whole chunks):
 
-    Σ B · itemsize of each load  +  Σ B · itemsize of each output
+    Σ S · itemsize of each load  +  Σ B · itemsize of each output
     + registers · TILE · itemsize of the arithmetic  +  scratch
 
+where ``S`` is ``B``, or less where the loads of a block would take more than ``LOADED``.
 A reduction's worker holds one chunk of its operand instead of the output, and for magnitudes a
 histogram. Row sums of the outputs under way are held, and whole nodes, which run alone and declare
 their workspace. Arithmetic happens tile by tile
@@ -31,6 +32,8 @@ TILE = 1 << 18  # smaller: calls cost more than the arithmetic; larger: out of t
 PATCH = 1 << 16  # the unit of operations that need several temporaries
 ALIGNMENT = 4096
 SCRATCH = 1 << 20  # gathers short rows of strided views
+LOADED = 48 << 20  # most bytes of one worker's loads; merges of a few sources have less
+LEAST_STRIP, MOST_STRIP = 1 << 12, 1 << 24
 ROUNDING = 4 << 20  # temporaries of one tile: conditions, rounding from float64, histograms
 HISTOGRAM = 1 << 19
 FIXED = 40 << 20  # interpreter, allocator and thread stacks beyond the imports
@@ -101,13 +104,22 @@ class Step:
         most = block if self.kind == "write" else CHUNK
         return min(most, max(1, self.operand.numel))
 
+    @property
+    def strip(self) -> int:
+        """Most elements that are loaded at a time: a block, unless there are very many loads."""
+        elements = MOST_STRIP
+        while elements > LEAST_STRIP and self.load_bytes(elements) > LOADED:
+            elements //= 2
+        return elements
+
     def arena_bytes(self, block: int) -> int:
         """What one worker holds during this pass, for blocks of ``block`` elements."""
         elements = self.block_elements(block)
-        held = self.load_bytes(elements) + self.result_bytes(elements) + SCRATCH
+        strip = min(elements, self.strip)
+        held = self.load_bytes(strip) + self.result_bytes(elements) + SCRATCH
         if self.node.op == "row_sum":  # the sums of one chunk's rows, twice
             held += 16 * min(self.node.numel, elements)
-        return held + self._registers(min(TILE, elements))
+        return held + self._registers(min(TILE, strip))
 
     def _registers(self, elements: int) -> int:
         count = max((piece.program.registers for piece in self.pieces), default=0)

@@ -45,9 +45,13 @@ class BlockRunner:
         dtype = torch_dtype(step.result)
         results = [self._arena.take(stop - start, dtype) for _ in range(step.results)]
         mark = self._arena.mark()
-        for region in regions(step, start, stop):
-            self._arena.rewind(mark)
-            self._region(step, region, [region.window(result) for result in results], scratch)
+        strip = step.strip
+        for first in range(start, stop, strip):
+            last = min(first + strip, stop)
+            parts = [result[first - start : last - start] for result in results]
+            for region in regions(step, first, last):
+                self._arena.rewind(mark)
+                self._region(step, region, [region.window(part) for part in parts], scratch)
         return results
 
     def number(self, node: Node, compute: DType) -> float:

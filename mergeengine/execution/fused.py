@@ -172,7 +172,7 @@ class FusedRunner:
         program = compiled(step, sources, self._numbers)
         sizes = [stored.dtype.itemsize for stored, _ in sources]
         piece = 1 << (_CACHE // sum(sizes)).bit_length() - 1
-        piece = max(_LEAST_PIECE, min(_MOST_PIECE, piece))
+        piece = max(min(_LEAST_PIECE, step.strip), min(_MOST_PIECE, piece))
         elements = step.block_elements(self._block)
         take = self._memory.take
         self._memory.rewind()

@@ -24,6 +24,7 @@ NAMES = [
     "load_plan",
     "open_checkpoint",
     "run",
+    "sweep",
     "verify",
 ]
 

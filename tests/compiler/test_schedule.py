@@ -9,7 +9,7 @@ from mergeengine.compiler.program import Apply, Load, compile_expressions
 from mergeengine.compiler.schedule import Schedule, schedule
 from mergeengine.errors import ResourceError
 from mergeengine.lazy import algebra
-from mergeengine.lazy.dtypes import BFLOAT16, FLOAT32, DType
+from mergeengine.lazy.dtypes import BFLOAT16, FLOAT32, FLOAT64, DType
 from mergeengine.lazy.stored import Stored, StoredFile
 from mergeengine.lazy.tensor import LazyTensor, concat
 
@@ -38,8 +38,8 @@ def planned(
     return schedule(Graph(tuple(tensors)), memory=memory, workers=workers)
 
 
-@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32])
-@pytest.mark.parametrize("sources", [1, 2, 10])
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32, FLOAT64])
+@pytest.mark.parametrize("sources", [1, 2, 10, 100, 500])
 @pytest.mark.parametrize("rows", [1000, 1_000_000])
 def test_elementwise_plans_stay_below_256_mib(dtype: DType, sources: int, rows: int) -> None:
     value = transfer(rows, 8192, sources=sources, dtype=dtype)

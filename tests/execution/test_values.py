@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from naive import oracle
 from torch import Tensor
 
+from mergeengine.compiler import schedule as schedule_module
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
 from mergeengine.compiler.schedule import schedule
+from mergeengine.execution import native
 from mergeengine.execution.executor import execute, stream
 from mergeengine.execution.kernels import TORCH_DTYPES
 from mergeengine.execution.reader import Reader
@@ -195,3 +197,19 @@ def test_of_two_zeros_the_positive_one_wherever_they_lie(store: Store) -> None:
     for a, b in ((positive, negative), (negative, positive)):
         for values in computed(a.maximum(b), a.minimum(b)):
             assert not torch.signbit(values).any()
+
+
+@pytest.mark.parametrize("switch", ["1", "0"])
+@pytest.mark.parametrize("name", sorted(EXPRESSIONS))
+def test_many_loads_are_loaded_in_strips(
+    name: str, switch: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for little, expressions give the same values in less memory."""
+    monkeypatch.setenv(native.SWITCH, switch)
+    leaves = [store(torch.randn(1600, 900).to(torch.bfloat16)) for _ in range(3)]
+    leaves.append(store(torch.randn(900, 1600)))
+    value = EXPRESSIONS[name](leaves)
+    (whole,) = computed(value)
+    monkeypatch.setattr(schedule_module, "LOADED", 1 << 16)
+    (in_strips,) = computed(value)
+    assert torch.equal(whole.view(torch.int64), in_strips.view(torch.int64))

@@ -115,8 +115,11 @@ class Step:
     def arena_bytes(self, block: int) -> int:
         """What one worker holds during this pass, for blocks of ``block`` elements."""
         elements = self.block_elements(block)
-        strip = min(elements, self.strip)
-        held = self.load_bytes(strip) + self.result_bytes(elements) + SCRATCH
+        strip, loaded = elements, self.load_bytes(elements)
+        if loaded > LOADED:
+            strip = min(elements, self.strip)
+            loaded = self.load_bytes(strip)
+        held = loaded + self.result_bytes(elements) + SCRATCH
         if self.node.op == "row_sum":  # the sums of one chunk's rows, twice
             held += 16 * min(self.node.numel, elements)
         return held + self._registers(min(TILE, strip))

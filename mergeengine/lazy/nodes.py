@@ -44,12 +44,16 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Node:
-    """One operation. Equal nodes are one object, so identity is equality."""
+    """One operation. Equal nodes are one object, so identity is equality.
+
+    ``passes``: whether it, or a node below it, takes a pass of its own before it can be used.
+    """
 
     op: str
     inputs: tuple["Node", ...]
     shape: Shape
     attributes: tuple[Any, ...]
+    passes: bool
 
     @property
     def kind(self) -> Kind:
@@ -83,7 +87,10 @@ def intern(op: str, inputs: tuple[Node, ...], shape: Shape, *attributes: Any) ->
         key: _Key = (op, inputs, shape, (float(attributes[0]).hex(),))
     else:
         key = (op, inputs, shape, attributes)
-    node = Node(op, inputs, shape, attributes)  # in vain at times; looking twice would take longer
+    passes = KINDS[op] in ("reduction", "whole") or any(below.passes for below in inputs)
+    node = Node(
+        op, inputs, shape, attributes, passes
+    )  # in vain at times; looking twice would take longer
     with _lock:
         return _interned.setdefault(key, node)
 

@@ -152,6 +152,8 @@ class NumericsKeys(_Keys):
 class PlanKeys(_Keys):
     version: Annotated[int, PlainValidator(_version)]
     name: Line | None = None
+    include: Any = None  # both are gone before these models see a plan: `include`, `variables`
+    vars: Any = None
     base: Reference | None = None
     target: Reference | None = None
     source_base: Reference | None = None

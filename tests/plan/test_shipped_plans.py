@@ -21,6 +21,7 @@ def test_the_plans_of_the_readme_are_valid() -> None:
     assert plans
     for text in plans:
         plan = parse_plan(text, ROOT / "plan.yaml")
+        assert plan.warnings == ()
         assert plan.masks.at("model.layers.2.mlp.up_proj.weight").value == 0.0
         assert plan.masks.at("model.layers.9.mlp.up_proj.weight").value == 0.5
 

@@ -53,7 +53,7 @@ _DEFINITIONS = {
         "pattern": r"\$[{$]",
     },
 }
-_SPECIAL = {
+_SPECIAL: dict[str, dict[str, Any]] = {
     "include": {
         "anyOf": [
             {"type": "string", "minLength": 1},
@@ -66,6 +66,7 @@ _SPECIAL = {
         "additionalProperties": {"not": {"type": "null"}},
     },
 }
+_KEPT = ("type", "additionalProperties", "required")
 # What a plan needs by itself; with `include` another file may have it.
 _NEEDED = {
     "required": ["version"],
@@ -112,7 +113,7 @@ def plan_schema() -> dict[str, Any]:
 def _mapping(model: dict[str, Any]) -> dict[str, Any]:
     """A model's schema with what its keys mean, and variables wherever values may stand."""
     properties = {key: _value(form, key) for key, form in model.get("properties", {}).items()}
-    kept = {key: model[key] for key in ("type", "additionalProperties", "required") if key in model}
+    kept: dict[str, Any] = {key: model[key] for key in _KEPT if key in model}
     return {**kept, "properties": properties} if properties else _inside(model)
 
 

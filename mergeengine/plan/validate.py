@@ -153,7 +153,8 @@ def _told(root: Node, kind: str, path: Path, context: dict[str, Any]) -> tuple[P
     else:
         expected = f"expected {_EXPECTED.get(kind, 'another value')}"
         if kind == "string_type" and not isinstance(node.value, list | dict):
-            hint = "; put it in quotes"
+            of_environment = node.via.startswith("`${env:")
+            hint = "; in a longer text it would be one" if of_environment else "; put it in quotes"
         elif kind == "float_type" and isinstance(node.value, str) and _is_number(node.value):
             hint = "; remove the quotes"
     return node.position, f"{label}: {expected}, found {node.described}{hint}"

@@ -48,6 +48,12 @@ def test_a_folder_that_is_not_there(here, command):
     )  # fmt: skip
 
 
+def test_help_names_every_kind(command):
+    out = " ".join(command("init", "--help").out.split())
+    for kind in TEMPLATES:
+        assert kind in out
+
+
 def test_schema(here, command):
     ended = command("schema")
     assert (ended.code, ended.err) == (0, "")

@@ -117,6 +117,12 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PlanError) as raised:
         parse_plan(text, "p.yaml")
     assert "found the text 'strong' (`${env:STRENGTH}`)" in str(raised.value)
+    monkeypatch.setenv("STRENGTH", "1")
+    with pytest.raises(PlanError) as raised:
+        parse_plan(text + "on_extra: ${env:WHO}\n", "p.yaml", ["name=${env:STRENGTH}"])
+    assert "found the number 1 (`${env:STRENGTH}`); in a longer text it would be one" in str(
+        raised.value
+    )
 
 
 @pytest.mark.parametrize("value", ["1", "0.5", "true", "[a, 1]", "{a: {b: 1}}"])

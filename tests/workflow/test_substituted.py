@@ -56,6 +56,17 @@ def test_lock_and_manifest(here: Path) -> None:
     assert not mergeengine.run("plan.yaml", locked=True).made
 
 
+def test_a_plan_written_out_is_the_same_plan(here: Path) -> None:
+    first = mergeengine.run("plan.yaml")
+    Path("whole.yaml").write_text(
+        f"version: 1\nname: ann$$\n{MODELS}scaling: 0.5\noutput: {{path: out}}\n"
+    )
+    again = mergeengine.run("whole.yaml")
+    assert first.made
+    assert not again.made
+    assert first.report["identity"] == again.report["identity"]
+
+
 def test_what_changes_is_noticed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mergeengine.run("plan.yaml")
     Path("models.yaml").write_text(f"# reordered\n{MODELS}")

@@ -68,7 +68,7 @@ def group(explanations: tuple[Explanation, ...]) -> tuple[Group, ...]:
     alike: dict[object, list[Explanation]] = {}
     for each in explanations:
         alike.setdefault((each.formula, each.reasons, _unnamed(each)), []).append(each)
-    return tuple(Group(tuple(_labels(members)), members[0]) for members in alike.values())
+    return tuple(Group(tuple(labels(members)), members[0]) for members in alike.values())
 
 
 def describe(tensor: Explanation) -> str:
@@ -143,7 +143,7 @@ def _unnamed(each: Explanation) -> object:
     return tuple((term.source, term.coefficient, term.factors) for term in each.terms)
 
 
-def _labels(members: list[Explanation]) -> Iterator[tuple[str, str]]:
+def labels(members: list[Explanation]) -> Iterator[tuple[str, str]]:
     """Name and description; ``layers.{2-5,7}.`` for layers that are alike in all else."""
     layers: dict[tuple[str, str], list[int]] = {}
     for each in members:
@@ -151,8 +151,8 @@ def _labels(members: list[Explanation]) -> Iterator[tuple[str, str]]:
         key = (_template(each.name, layer), describe(each))
         layers.setdefault(key, []).extend([] if layer is None else [layer])
     for (template, described), numbers in layers.items():
-        spans = ",".join(_spans(sorted(numbers)))
-        braces = f"{{{spans}}}" if len(numbers) > 1 else spans
+        told = ",".join(spans(sorted(numbers)))
+        braces = f"{{{told}}}" if len(numbers) > 1 else told
         yield template.replace("\0", braces), described
 
 
@@ -165,7 +165,7 @@ def _template(name: str, layer: int | None) -> str:
     return ".".join([*parts[:place], "\0", *parts[place + 1 :]])
 
 
-def _spans(numbers: list[int]) -> Iterator[str]:
+def spans(numbers: list[int]) -> Iterator[str]:
     """``[2, 3, 4, 7]`` as ``2-4``, ``7``."""
     start = 0
     for end in range(1, len(numbers) + 1):

@@ -12,11 +12,13 @@ PROGRAM = "mergeengine"
 COMMANDS = {
     "run": "Make a plan's output.",
     "validate": "Check plans; opens no model.",
+    "init": "Write a commented plan to start from.",
     "plan": "Show what a run would do.",
     "explain": "Show the formula of each tensor and the plan line behind each number.",
     "verify": "Check an output against its manifest, to the last byte.",
     "lock": "Write, check or update the lock of a plan's inputs.",
     "inspect": "Describe a model.",
+    "schema": "Print the JSON Schema of plans, for editors.",
     "clean": "Remove what stopped runs left unfinished.",
 }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mergeengine.cli import options
-from mergeengine.cli.console import emit, emit_json
+from mergeengine.cli.console import emit, emit_json, say
 
 if TYPE_CHECKING:
     from mergeengine.analysis.explain import Explanation, Term
@@ -19,9 +19,17 @@ if TYPE_CHECKING:
 @click.argument("glob", required=False)
 @options.overrides_option
 @options.offline_option
+@click.option("--table", is_flag=True, help="Layers by kinds of module: the scale of each.")
+@click.option("--png", type=options.PATH, metavar="FILE", help="That table as a heat map.")
 @options.format_option
 def command(
-    plan_file: Path, glob: str | None, overrides: tuple[str, ...], offline: bool, style: str
+    plan_file: Path,
+    glob: str | None,
+    overrides: tuple[str, ...],
+    offline: bool,
+    table: bool,
+    png: Path | None,
+    style: str,
 ) -> None:
     """Show for each output tensor its formula, and the plan line that decided each number.
 
@@ -42,6 +50,9 @@ def command(
             f"no tensor of the output fits {glob!r}; the first is called "
             f"{binding.tensors[0].output.name}"
         )
+    if table or png is not None:
+        _tables(plan.name, explained, png, style)
+        return
     if style == "json":
         emit_json([asdict(each) for each in explained])
         return
@@ -50,6 +61,45 @@ def command(
     else:
         shown = [(((each.name, describe(each)),), each) for each in explained]
     emit("\n\n".join("\n".join(_paragraph(labels, each)) for labels, each in shown))
+
+
+def _tables(name: str, explained: tuple["Explanation", ...], png: Path | None, style: str) -> None:
+    from mergeengine.analysis.scales import outside_text, rows, scales
+
+    tables = scales(explained)
+    if png is not None:
+        from mergeengine.analysis.heat_map import draw
+
+        draw(tables, name, png)
+        say(f"wrote {png}")
+        return
+    if style == "json":
+        emit_json(
+            [
+                {
+                    "source": each.source,
+                    "layers": [
+                        {"layer": layer, "kind": kind, "least": least, "greatest": greatest}
+                        for (layer, kind), (least, greatest) in each.values.items()
+                    ],
+                    "outside": each.outside,
+                }
+                for each in tables
+            ]
+        )
+        return
+    if not tables:
+        emit("no tensor gets a delta")
+    for number, each in enumerate(tables):
+        lines = rows(each)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        if len(tables) > 1:
+            emit(f"{chr(10) if number else ''}{each.source}")
+        for line in lines:
+            cells = [f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)]
+            emit("  ".join(cells))
+        if each.layers and each.outside:
+            emit(f"outside of layers: {outside_text(each)}")
 
 
 def _paragraph(labels: tuple[tuple[str, str], ...], each: "Explanation") -> Iterator[str]:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 from mergeengine.cli import options
-from mergeengine.cli.console import emit_json, emit_table, tell_findings
+from mergeengine.cli.console import emit, emit_json, emit_table, tell_findings
 from mergeengine.units import format_binary_size, format_size
 
 if TYPE_CHECKING:
+    from mergeengine.plan import Plan
     from mergeengine.workflow.produce import Bounds
+    from mergeengine.workflow.settings import Settings
     from mergeengine.workflow.status import Status, SweepStatus
 
 _DECISIONS = {
@@ -24,10 +26,18 @@ _DECISIONS = {
 
 @click.command("plan")
 @options.plan_argument
+@click.option(
+    "--diff",
+    "old_file",
+    metavar="OLD",
+    type=options.PATH,
+    help="Show what PLAN changes in the output of the plan OLD.",
+)
 @options.run_options
 @options.format_option
 def command(
     plan_file: Path,
+    old_file: Path | None,
     device: str,
     memory: int | None,
     device_memory: int | None,
@@ -55,6 +65,11 @@ def command(
         device_memory=device_memory,
         offline=offline,
     )
+    if old_file is not None:
+        if sweeps:
+            raise click.ClickException("--diff compares two plans: it cannot go with --sweep")
+        _tell_difference(load_plan(old_file), load_plan(plan_file, overrides), settings, style)
+        return
     if not sweeps:
         status = foresee(
             load_plan(plan_file, overrides), settings, output=output, locked=locked, force=force
@@ -74,6 +89,43 @@ def command(
         emit_json(foreseen.document())
     else:
         emit_table(_sweep_lines(plan_file, foreseen))
+
+
+def _tell_difference(old: "Plan", new: "Plan", settings: "Settings", style: str) -> None:
+    from mergeengine.analysis.difference import Side, difference
+    from mergeengine.analysis.explain import explain
+    from mergeengine.workflow.prepare import bind_models, resolve
+
+    sides = []
+    for plan in (old, new):
+        models, pins = resolve(plan, settings)
+        binding = bind_models(plan, models).binding
+        roles = {
+            role: (model.reference.text, pins.models[model.reference.text])
+            for role, model in models.roles()
+        }
+        sides.append(Side(plan, roles, explain(plan, binding)))
+    found = difference(*sides)
+    if style == "json":
+        emit_json(
+            {
+                "settings": list(found.settings),
+                "changes": [
+                    {"tensors": list(each.names), "what": list(each.lines)}
+                    for each in found.changes
+                ],
+                "unchanged": found.same,
+            }
+        )
+        return
+    for line in found.settings:
+        emit(line)
+    for each in found.changes:
+        emit_table(each.labels)
+        for line in each.lines:
+            emit(f"  {line}")
+    changed = sum(len(each.names) for each in found.changes)
+    emit(f"{changed} tensors are made otherwise, {found.same} as before")
 
 
 def _sweep_lines(plan_file: Path, sweep: "SweepStatus") -> Iterator[tuple[str, str]]:

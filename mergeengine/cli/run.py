@@ -68,6 +68,7 @@ def command(
 
         shared = {option.name for option in plan_command.params}
         given = {key: value for key, value in context.params.items() if key in shared}
+        given["old_file"] = None
         context.invoke(plan_command, **given)
         return
 

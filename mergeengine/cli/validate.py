@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from mergeengine.cli import options
-from mergeengine.cli.console import complain, emit, emit_json
+from mergeengine.cli.console import complain, emit, emit_json, tell_findings
 from mergeengine.errors import PlanError
 from mergeengine.plan import load_plan
 
@@ -22,11 +22,12 @@ def command(context: click.Context, plan_files: tuple[Path, ...], style: str) ->
     results: list[dict[str, str | bool | None]] = []
     for file in plan_files:
         try:
-            load_plan(file)
+            warnings = load_plan(file).warnings
         except PlanError as error:
             results.append({"file": str(file), "valid": False, "error": str(error)})
         else:
             results.append({"file": str(file), "valid": True, "error": None})
+            tell_findings((), warnings)
     if style == "json":
         emit_json(results)
     else:

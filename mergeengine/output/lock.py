@@ -8,18 +8,24 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mergeengine.errors import VerificationError
 from mergeengine.output.workspace import output_error
 
 _VERSION = 1
+_PARTS = ("vars", "environment", "includes")
 
 
 @dataclass(frozen=True, slots=True)
 class PlanLock:
-    """Reference as written -> its content: ``repo@commit`` or a sampled digest."""
+    """Reference as written -> its content: ``repo@commit`` or a sampled digest.
+
+    ``substituted`` is what the plan took from elsewhere: ``vars``, ``environment``, ``includes``.
+    """
 
     models: Mapping[str, str] = field(default_factory=dict)
+    substituted: Mapping[str, Any] = field(default_factory=dict)
 
     def commit_of(self, reference: str) -> str | None:
         """The locked commit of a hub reference."""
@@ -29,7 +35,7 @@ class PlanLock:
         return content.rpartition("@")[2]
 
     def to_bytes(self) -> bytes:
-        document = {"version": _VERSION, "models": dict(self.models)}
+        document = {"version": _VERSION, "models": dict(self.models), **self.substituted}
         return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
@@ -53,11 +59,12 @@ def read_lock(path: Path) -> PlanLock | None:
         not isinstance(models, dict)
         or document.get("version") != _VERSION
         or not all(isinstance(content, str) for content in models.values())
+        or not all(isinstance(document.get(part, {}), dict) for part in _PARTS)
     ):
         raise VerificationError(
             f"{path}: not a lock of this version of mergeengine. Delete it to pin everything anew"
         )
-    return PlanLock(models)
+    return PlanLock(models, {part: document[part] for part in _PARTS if part in document})
 
 
 def write_lock(path: Path, lock: PlanLock) -> bool:

@@ -79,9 +79,3 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a small file, as in ``companions``."""
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
-def digest_of(document: object) -> str:
-    """SHA-256 of plain data in its canonical JSON form."""
-    text = json.dumps(document, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

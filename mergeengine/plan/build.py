@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +17,7 @@ from mergeengine.plan.plan import (
     Plan,
     Role,
     Source,
+    Substituted,
 )
 from mergeengine.plan.schema import MaskKeys, OutputKeys, PlanKeys, SelectorKeys, SourceKeys
 from mergeengine.values.masks import MaskEntry, Masks
@@ -24,9 +26,17 @@ from mergeengine.values.scaling import Scaling
 from mergeengine.values.selectors import Selector
 
 
-def build(keys: PlanKeys, root: Node, text: str, file: Path) -> Plan:
+def build(
+    keys: PlanKeys,
+    root: Node,
+    text: str,
+    file: Path,
+    substituted: Substituted,
+    warnings: tuple[str, ...],
+) -> Plan:
     """The plan of `keys`; `root` tells where each value is written."""
-    return _Builder(root, file.parent).plan(keys, text, file)
+    plan = _Builder(root, file.parent).plan(keys, text, file)
+    return replace(plan, substituted=substituted, warnings=warnings)
 
 
 class _Builder:

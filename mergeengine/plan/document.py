@@ -40,12 +40,14 @@ Place = Callable[[Mark], Position]
 
 @dataclass(slots=True)
 class Node:
-    """A value of the plan. `keys` says where each key of a mapping is written."""
+    """A value of the plan. `keys` says where each key of a mapping is written, and `via` which
+    variable the value was taken from."""
 
     position: Position
     value: Scalar | list[Node] | dict[str, Node]
     written: str = ""
     keys: dict[str, Position] = field(default_factory=dict)
+    via: str = ""
 
     @property
     def plain(self) -> Any:
@@ -59,6 +61,10 @@ class Node:
     @property
     def described(self) -> str:
         """For ``expected a number, found ...``."""
+        return f"{self._kind} ({self.via})" if self.via else self._kind
+
+    @property
+    def _kind(self) -> str:
         match self.value:
             case None:
                 return "nothing"
@@ -260,18 +266,29 @@ class _Tree:
         return None
 
     def _scalar(self, node: ScalarNode, position: Position) -> Scalar:
-        text: str = node.value
-        match node.tag.rpartition(":")[2]:
-            case "null":
-                return None
-            case "bool":
-                return text.lower() == "true"
-            case "float":
-                return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-            case "int":
-                if len(text) > _MAX_DIGITS:
-                    self.problems.add(position, f"the number has more than {_MAX_DIGITS} digits")
-                    return 0
-                return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
-            case _:
-                return text
+        if node.tag.endswith(":int") and len(node.value) > _MAX_DIGITS:
+            self.problems.add(position, f"the number has more than {_MAX_DIGITS} digits")
+            return 0
+        return _converted(node.tag, node.value)
+
+
+def plain_scalar(text: str) -> Scalar:
+    """What `text` means in YAML where it stands without quotes; nothing is a text here."""
+    tag = _Resolver().resolve(ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    if tag.endswith(":null") or len(text) > _MAX_DIGITS:
+        return text
+    return _converted(tag, text)
+
+
+def _converted(tag: str, text: str) -> Scalar:
+    match tag.rpartition(":")[2]:
+        case "null":
+            return None
+        case "bool":
+            return text.lower() == "true"
+        case "float":
+            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        case "int":
+            return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+        case _:
+            return text

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mergeengine.errors import PlanError
 from mergeengine.plan.build import build
 from mergeengine.plan.document import place_in, read_yaml
+from mergeengine.plan.files import UnreadableError, read_text
+from mergeengine.plan.include import lay_under
 from mergeengine.plan.overrides import apply_override
-from mergeengine.plan.plan import Plan
+from mergeengine.plan.plan import Plan, Substituted
 from mergeengine.plan.problems import Problems
 from mergeengine.plan.validate import validate
-from mergeengine.units import format_binary_size
+from mergeengine.plan.variables import names_in, substitute
 from mergeengine.values.nearest import did_you_mean
 from mergeengine.values.positions import Position
-
-MAX_BYTES = 1 << 20
 
 
 def load_plan(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Plan:
@@ -27,7 +27,12 @@ def load_plan(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Pl
     ``file:line:column: message``; the file is named as `path` names it.
     """
     shown = os.fspath(path)
-    return _parse(_read(Path(path), shown), Path(path), shown, overrides)
+    try:
+        text = read_text(Path(path))
+    except UnreadableError as failure:
+        at = Position(shown, failure.line, failure.column)
+        raise PlanError(f"{at}: {failure}") from None
+    return _parse(text, Path(path), shown, overrides)
 
 
 def parse_plan(text: str, file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Plan:
@@ -37,7 +42,8 @@ def parse_plan(text: str, file: str | os.PathLike[str], overrides: Sequence[str]
 
 def _parse(text: str, file: Path, shown: str, overrides: Sequence[str]) -> Plan:
     text = text.removeprefix("\ufeff")
-    problems = Problems(text)
+    problems = Problems()
+    problems.open(shown, text)
     root = read_yaml(text, place_in(shown), problems)
     start = Position(shown, 1, 1)
     if root is None:
@@ -48,48 +54,42 @@ def _parse(text: str, file: Path, shown: str, overrides: Sequence[str]) -> Plan:
         raise problems.error()
     if root.get("merge_method") is not None:
         raise PlanError(f"{root.keys['merge_method']}: {_MERGEKIT}")
+    known = len(problems.found)
+    includes = lay_under(root, file, shown, problems)
+    if len(problems.found) > known:  # what is missing now may be in a file that was not read
+        raise problems.error()
+    written = names_in(root)  # what --set leaves unused is no slip of the pen
     for override in overrides:
         apply_override(root, override, problems)
+    declared = root.get("vars")
+    known = len(problems.found)
+    found = substitute(root, os.environ, problems)
+    if len(problems.found) > known:
+        raise problems.error()
+    unused = {
+        name: declared.keys[name]
+        for name in found.unused
+        if name not in written and declared is not None
+    }
+    for name, at in unused.items():
+        if not at.line:
+            hint = did_you_mean(name, written)
+            problems.add(at, f"no text of the plan has `${{{name}}}`{hint}")
     keys = validate(root, problems)
     if keys is None:
         raise problems.error()
-    return build(keys, root, text, file)
+    substituted = Substituted(found.variables, found.environment, includes)
+    return build(keys, root, text, file, substituted, tuple(_unused(unused, shown)))
+
+
+def _unused(unused: dict[str, Position], shown: str) -> Iterator[str]:
+    """Included files may declare more than one plan needs; its own file should not."""
+    for name, at in unused.items():
+        if at.file == shown:
+            yield f"{at}: the variable `{name}` is never used: `${{{name}}}` would use it"
 
 
 _MERGEKIT = (
     "this is a mergekit configuration, not a mergeengine plan; a plan names the models as "
     "`target`, `source_base` and `source_ft`, and begins with `version: 1`"
 )
-
-
-def _read(path: Path, shown: str) -> str:
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise PlanError(f"{shown}: there is no such file{_similar(path)}") from None
-    except IsADirectoryError:
-        raise PlanError(f"{shown}: this is a folder; give the plan's file") from None
-    except (OSError, ValueError) as failure:
-        reason = getattr(failure, "strerror", None) or failure
-        raise PlanError(f"{shown}: cannot be read: {reason}") from None
-    if b"\0" in content[:8192]:
-        raise PlanError(f"{shown}: this is a binary file; a plan is a YAML text")
-    if len(content) > MAX_BYTES:
-        limit = format_binary_size(MAX_BYTES)
-        raise PlanError(f"{shown}: the file is larger than {limit}, which no plan is")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as failure:
-        before = content[: failure.start]
-        position = Position(shown, before.count(b"\n") + 1, failure.start - before.rfind(b"\n"))
-        raise PlanError(f"{position}: this is not UTF-8; save the plan as UTF-8 text") from None
-
-
-def _similar(path: Path) -> str:
-    try:
-        siblings = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
-    except OSError:
-        return ""
-    meant = did_you_mean(path.name, siblings)
-    return meant.replace("`", f"`{path.parent}/", 1) if meant and path.parent.name else meant

@@ -8,6 +8,7 @@ from contextlib import suppress
 from mergeengine.errors import PlanError
 from mergeengine.plan.document import Node, read_yaml
 from mergeengine.plan.problems import Problems
+from mergeengine.plan.schema import PlanKeys
 from mergeengine.values.excerpts import excerpt
 from mergeengine.values.positions import Position
 
@@ -15,13 +16,22 @@ _INDEX = re.compile("[0-9]{1,9}")
 
 
 def apply_override(root: Node, override: str, problems: Problems) -> None:
-    """Put the value of ``a.b.0=value`` into the tree; its nodes say ``--set a.b.0=value``."""
+    """Put the value of ``a.b.0=value`` into the tree; its nodes say ``--set a.b.0=value``.
+
+    A variable may be named without its ``vars.`` where no key of plans has its name.
+    """
     place = Position(f"--set {override}", 0, 0)
     key, equals, text = override.partition("=")
     steps = [step.strip() for step in key.split(".")]
     if not equals or not all(steps):
         problems.add(place, "expected key=value, for example --set scaling=0.5")
         return
+    if steps[0] == "include":
+        problems.add(place, "`include` cannot be set; what it brings can be, key by key")
+        return
+    variables = root.get("vars")
+    if steps[0] not in PlanKeys.model_fields and variables and variables.get(steps[0]):
+        steps.insert(0, "vars")
     # A value that is not valid YAML has joined the problems by then.
     with suppress(PlanError):
         value = read_yaml(text, lambda _: place, problems) or Node(place, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,11 +90,31 @@ class Numerics:
 
 
 @dataclass(frozen=True, slots=True)
+class Substituted:
+    """What a plan took from elsewhere: the variables that it used and those of the environment,
+    with their values, and the files that it includes, with a digest of what each says."""
+
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    includes: Mapping[str, str] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """The same as plain data; nothing where nothing was taken."""
+        parts = {
+            "vars": self.variables,
+            "environment": self.environment,
+            "includes": self.includes,
+        }
+        return {name: dict(part) for name, part in parts.items() if part}
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A plan that has been read and checked; nothing in it has been looked up yet.
 
-    `document` is the plan as plain data, exactly as written, with ``--set`` applied; `text` is
-    the file's text without it. `masks` hold for every source, on top of the source's own.
+    `document` is the plan as plain data, exactly as written, with includes, ``--set`` and
+    variables applied; `text` is the file's text without them. `masks` hold for every source, on
+    top of the source's own.
     """
 
     version: int
@@ -110,6 +130,8 @@ class Plan:
     on_mismatch: OnMismatch
     document: dict[str, Any]
     text: str
+    substituted: Substituted = field(default_factory=Substituted)
+    warnings: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[object, ...]:

@@ -8,13 +8,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+)
 
 from mergeengine.lazy.dtypes import OUTPUT_DTYPES, DType
 from mergeengine.plan.plan import ComputeDtype, OnExtra, OnMismatch, OnMissing
 from mergeengine.units import parse_size
 from mergeengine.values.nearest import did_you_mean, nearest
-from mergeengine.values.references import check_path, check_printable, check_reference
+from mergeengine.values.references import (
+    REFERENCE,
+    check_path,
+    check_printable,
+    check_reference,
+)
 from mergeengine.values.selectors import LayerRange
 
 # Names of other tools for the same types.
@@ -95,18 +108,46 @@ def _files_of(text: str) -> str:
     return text
 
 
+def _one_or_list(one: dict[str, Any]) -> WithJsonSchema:
+    """For editors: `json_schema` tells what the validators above read."""
+    return WithJsonSchema({"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]})
+
+
+_LINE = {"type": "string", "pattern": r"^\S(.*\S)?$"}
+_LAYERS = r"^\s*[0-9]{1,9}\s*(-\s*([0-9]{1,9}\s*)?)?$"
+_SIZE = r"^\s*[0-9]+(\.[0-9]+)?\s*(([KMGTPkmgtp][Ii]?)?[Bb])?\s*$"
+_DTYPE = {"enum": list(OUTPUT_DTYPES)}
+_RANGE = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": _LAYERS}]}
+
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Line = Annotated[str, _checked(check_printable)]
-Reference = Annotated[str, _checked(check_reference)]
-FilesOf = Annotated[str, AfterValidator(_files_of)]
-OutputPath = Annotated[str, _checked(check_path)]
-Size = Annotated[int, PlainValidator(_size)]
+Line = Annotated[str, _checked(check_printable), WithJsonSchema(_LINE)]
+Reference = Annotated[
+    str, _checked(check_reference), WithJsonSchema({"type": "string", "pattern": REFERENCE})
+]
+FilesOf = Annotated[
+    str,
+    AfterValidator(_files_of),
+    WithJsonSchema(
+        {"anyOf": [{"enum": ["target", "source_ft"]}, {"type": "string", "pattern": REFERENCE}]}
+    ),
+]
+OutputPath = Annotated[str, _checked(check_path), WithJsonSchema(_LINE)]
+Size = Annotated[
+    int,
+    PlainValidator(_size),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": _SIZE}]}
+    ),
+]
 Layers = Annotated[
     list[Annotated[LayerRange, PlainValidator(_layers)]],
     BeforeValidator(_one_or_many),
     Field(min_length=1),
+    _one_or_list(_RANGE),
 ]
-Globs = Annotated[list[Line], BeforeValidator(_one_or_many), Field(min_length=1)]
+Globs = Annotated[
+    list[Line], BeforeValidator(_one_or_many), Field(min_length=1), _one_or_list(_LINE)
+]
 
 
 class _Keys(BaseModel):
@@ -123,7 +164,7 @@ class MaskKeys(SelectorKeys):
 
 
 class DtypeRuleKeys(SelectorKeys):
-    dtype: Annotated[DType, PlainValidator(_dtype)]
+    dtype: Annotated[DType, PlainValidator(_dtype), WithJsonSchema(_DTYPE)]
 
 
 class SourceKeys(_Keys):
@@ -150,8 +191,10 @@ class NumericsKeys(_Keys):
 
 
 class PlanKeys(_Keys):
-    version: Annotated[int, PlainValidator(_version)]
+    version: Annotated[int, PlainValidator(_version), WithJsonSchema({"const": 1})]
     name: Line | None = None
+    include: Any = None  # both are gone before these models see a plan: `include`, `variables`
+    vars: Any = None
     base: Reference | None = None
     target: Reference | None = None
     source_base: Reference | None = None

@@ -63,6 +63,8 @@ def explain_syntax(failure: MarkedYAMLError) -> tuple[Any, str]:
     """PyYAML's mark of the place (None: unknown), and one sentence about it."""
     problem = failure.problem or failure.context or "it cannot be read"
     mark = failure.problem_mark or failure.context_mark
+    if mark is not None and mark.buffer and mark.buffer[: mark.pointer].endswith("$"):
+        return mark, "between braces or brackets, `${name}` must be in quotes"
     for pattern, at_context, sentence in _SENTENCES:
         found = re.search(pattern, problem)
         if found:

@@ -54,8 +54,7 @@ def _check_together(root: Node, problems: Problems) -> None:
     sources = root.get("sources")
     for key in ("target", "source_base"):
         if has_base and root.get(key) is not None:
-            base = root.keys["base"]
-            where = f"line {base.line}" if base.line else base.file
+            where = _elsewhere(root.keys["base"], root.keys[key])
             refuse(key, f"`{key}` cannot stand beside `base` ({where}), which gives it already")
     needed = [] if has_base else ["target"]
     if sources is None and not _is_misspelt(root, ("sources",)):
@@ -75,6 +74,12 @@ def _check_together(root: Node, problems: Problems) -> None:
     for path, node in root.walk():
         if path[-1:] == ("masks",) or path == ("output", "dtype"):
             _check_order(node, problems)
+
+
+def _elsewhere(place: Position, seen_from: Position) -> str:
+    """Another place of the plan, as a message about `seen_from` names it."""
+    same_file = place.line and place.file == seen_from.file
+    return f"line {place.line}" if same_file else str(place)
 
 
 def _is_misspelt(root: Node, path: Path) -> bool:
@@ -103,8 +108,8 @@ def _check_order(rules: Node, problems: Problems) -> None:
     catch_all: Node | None = None
     for entry in _entries(rules):
         if catch_all is not None:
-            line = catch_all.position.line
-            before = f"the entry of line {line}" if line else "an earlier entry"
+            line, same = catch_all.position.line, catch_all.position.file == entry.position.file
+            before = f"the entry of line {line}" if line and same else "an earlier entry"
             message = f"never used: {before} has no `layers` or `match` and takes every tensor"
             problems.add(entry.position, message)
             return
@@ -148,7 +153,8 @@ def _told(root: Node, kind: str, path: Path, context: dict[str, Any]) -> tuple[P
     else:
         expected = f"expected {_EXPECTED.get(kind, 'another value')}"
         if kind == "string_type" and not isinstance(node.value, list | dict):
-            hint = "; put it in quotes"
+            of_environment = node.via.startswith("`${env:")
+            hint = "; in a longer text it would be one" if of_environment else "; put it in quotes"
         elif kind == "float_type" and isinstance(node.value, str) and _is_number(node.value):
             hint = "; remove the quotes"
     return node.position, f"{label}: {expected}, found {node.described}{hint}"

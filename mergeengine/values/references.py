@@ -13,6 +13,8 @@ from mergeengine.values.positions import Position
 _LOCAL = re.compile(r"\.{1,2}(?:/.*)?|[/~].*")
 _WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _HUB = re.compile(rf"(?P<repo>{_WORD}(?:/{_WORD})?)(?:@(?P<revision>.*))?")
+# The same for editors, in the words that Python's and JavaScript's expressions share.
+REFERENCE = rf"^(?:\.{{1,2}}(?:/.*)?|[/~].*|{_WORD}(?:/{_WORD})?(?:@[^\s@:?*\[\\^~]+)?)$"
 _REVISION = re.compile(r"[^\s@:?*\[\\^~]+")
 _HUB_URL = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://)(?P<rest>.+)")
 _LOCAL_RULE = "a local path begins with ./ ../ / or ~"

@@ -12,8 +12,9 @@ from mergeengine.lazy.nodes import Node, walk
 from mergeengine.lazy.stored import Stored
 from mergeengine.output.card import MergedModel, model_card, read_licence
 from mergeengine.output.companions import Companion, CompanionSet, gather_companions
-from mergeengine.output.manifest import digest_of
 from mergeengine.plan.plan import Plan
+from mergeengine.plan.variables import escaped
+from mergeengine.values.digests import digest_of
 from mergeengine.workflow.models import Models
 
 CARD = "README.md"
@@ -89,7 +90,7 @@ def _card(plan: Plan, models: Models) -> str:
     return model_card(
         name=plan.name,
         plan_text=yaml.safe_dump(
-            plan.identity_document, sort_keys=False, allow_unicode=True, width=100
+            escaped(plan.identity_document), sort_keys=False, allow_unicode=True, width=100
         ),
         references=references,
         version=version("mergeengine"),

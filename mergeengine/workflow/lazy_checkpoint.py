@@ -22,10 +22,11 @@ from mergeengine.lazy.dtypes import OUTPUT_DTYPES, DType
 from mergeengine.lazy.tensor import LazyTensor
 from mergeengine.output.companions import gather_companions
 from mergeengine.output.layout import lay_out
-from mergeengine.output.manifest import Model, digest_of
+from mergeengine.output.manifest import Model
 from mergeengine.plan.load import load_plan
 from mergeengine.plan.plan import DEFAULT_SHARD_SIZE, Plan
 from mergeengine.values.decisions import number_text
+from mergeengine.values.digests import digest_of
 from mergeengine.values.references import ModelReference
 from mergeengine.workflow.accompany import node_digests, own_head
 from mergeengine.workflow.existing import check_apart

@@ -1,7 +1,7 @@
 """From a plan to everything that can be known before data are read."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,8 @@ from mergeengine.errors import OutputError, PlanError, VerificationError
 from mergeengine.output.companions import CompanionSet
 from mergeengine.output.layout import Layout, lay_out
 from mergeengine.output.lock import PlanLock, lock_path, read_lock
-from mergeengine.output.manifest import digest_of
 from mergeengine.plan.plan import Plan
+from mergeengine.values.digests import digest_of
 from mergeengine.workflow.accompany import CARD, accompany
 from mergeengine.workflow.existing import check_apart
 from mergeengine.workflow.models import Models, open_models
@@ -83,7 +83,7 @@ def prepare(
     settings = settings or Settings()
     path = output_of(plan, output)
     if like is not None and like.plan.models == plan.models:
-        models, pins = like.models, like.pins
+        models, pins = like.models, _pinned(plan, like.pins.models)
     else:
         models, pins = resolve(plan, settings, locked=locked)
     if plan.file.resolve().is_relative_to(path.resolve()):
@@ -108,7 +108,7 @@ def prepare(
         pins=pins,
         identity=_identity(plan, pins, companions),
         notes=(*bound.notes, *companions.notes),
-        warnings=(*bound.warnings, *_zero_deltas(plan, pins), *companions.warnings),
+        warnings=(*plan.warnings, *bound.warnings, *_zero_deltas(plan, pins), *companions.warnings),
     )
 
 
@@ -142,10 +142,14 @@ def resolve(
     """
     lock = read_lock(lock_path(plan.file)) or PlanLock()
     models = open_models(plan, PlanLock() if update else lock, offline=settings.offline)
-    pins = models.pins()
+    pins = _pinned(plan, models.pins().models)
     if locked:
         check_lock(plan, lock, pins)
     return models, pins
+
+
+def _pinned(plan: Plan, models: Mapping[str, str]) -> PlanLock:
+    return PlanLock(models, plan.substituted.document())
 
 
 def bind_models(plan: Plan, models: Models) -> Bound:
@@ -168,12 +172,27 @@ def check_lock(plan: Plan, lock: PlanLock, pins: PlanLock) -> None:
         for reference, content in sorted(pins.models.items())
         if lock.models.get(reference) != content
     ]
+    differing += _differing_substitutions(lock, pins)
     if differing:
         raise VerificationError(
             f"{path}: the inputs are not the locked ones:\n"
             + "\n".join(differing)
             + f"\n  restore them, or accept them with `mergeengine lock {plan.file} --update`"
         )
+
+
+def _differing_substitutions(lock: PlanLock, pins: PlanLock) -> list[str]:
+    """Variables are the plan's own and may be set; what comes from outside of it is locked."""
+    lines = []
+    for part, what in (("environment", "${{env:{}}}"), ("includes", "include {}")):
+        locked, now = lock.substituted.get(part, {}), pins.substituted.get(part, {})
+        lines += [
+            f"    {what.format(name)}: {locked.get(name, 'not locked')}, "
+            f"now {now.get(name, 'not used')}"
+            for name in sorted({*locked, *now})
+            if locked.get(name) != now.get(name)
+        ]
+    return lines
 
 
 def _identity(plan: Plan, pins: PlanLock, companions: CompanionSet) -> str:

@@ -18,10 +18,11 @@ from mergeengine.execution.presence import only_the_cpu
 from mergeengine.lazy.stored import StoredFile
 from mergeengine.output.companions import Companion, CompanionSet
 from mergeengine.output.layout import INDEX, Layout
-from mergeengine.output.manifest import MANIFEST, Manifest, Model, digest_of, file_digest
+from mergeengine.output.manifest import MANIFEST, Manifest, Model, file_digest
 from mergeengine.output.workspace import Workspace, allocated_bytes, output_error, workspace_path
 from mergeengine.output.writer import ShardWriter
 from mergeengine.units import format_size
+from mergeengine.values.digests import digest_of
 from mergeengine.workflow.existing import Existing, look, may_replace
 from mergeengine.workflow.measure import Meter
 from mergeengine.workflow.settings import Settings

@@ -99,7 +99,11 @@ def job_of(prepared: Prepared) -> Job:
         inputs=prepared.models.merged(),
         files=prepared.binding.graph.files(),
         companions=prepared.companions,
-        plan={"name": plan.name, "document": plan.identity_document},
+        plan={
+            "name": plan.name,
+            "document": plan.identity_document,
+            **plan.substituted.document(),
+        },
         models=tuple(
             Model(role, model.reference.text, prepared.pins.models[model.reference.text])
             for role, model in prepared.models.roles()

@@ -18,10 +18,26 @@ LAUGHS = "a: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 KEYS = [
     "version", "name", "base", "target", "source_base", "source_ft", "scaling", "masks", "sources",
     "output", "dtype", "numerics", "on_missing", "layers", "match", "scale", "shard_size",
-    "tokenizer", "scalling", "<<", "",
+    "tokenizer", "scalling", "<<", "", "vars", "include",
 ]  # fmt: skip
 WORDS = st.sampled_from(
-    ["1", "0.5", "org/name", "./x", "bfloat16", "*", "0-3", "~", "true", ".nan", "5GB", "target"]
+    [
+        "1",
+        "0.5",
+        "org/name",
+        "./x",
+        "bfloat16",
+        "*",
+        "0-3",
+        "~",
+        "true",
+        ".nan",
+        "5GB",
+        "target",
+        "${a}",
+        "x${env:HOME}",
+        "$",
+    ]
 )
 
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from mergeengine.compiler.binding import Binding, BoundTensor, Delta
 from mergeengine.plan.plan import Plan
+from mergeengine.values.anatomy import layer_of
 from mergeengine.values.decisions import Decision
-from mergeengine.values.selectors import Selector, layer_of
+from mergeengine.values.selectors import fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,10 @@ class Group:
 
 def explain(plan: Plan, binding: Binding, glob: str | None = None) -> tuple[Explanation, ...]:
     """Every output tensor, or those whose whole name fits ``glob``."""
-    chosen = Selector(match=None if glob is None else (glob,))
     return tuple(
         _explanation(plan, tensor)
         for tensor in binding.tensors
-        if chosen.matches(tensor.output.name)
+        if glob is None or fits((glob,), tensor.output.name)
     )
 
 
@@ -129,7 +129,7 @@ def _reasons(plan: Plan, tensor: BoundTensor) -> Iterator[str]:
             yield f"only {tensor.origin.source} has it, and `on_extra: {plan.on_extra}`"
         case "merged":
             pass
-    rule = plan.output.dtype.rule_at(tensor.output.name) if tensor.origin.dtype.is_float else None
+    rule = plan.output.dtype.rule_at(tensor.facts) if tensor.origin.dtype.is_float else None
     if rule is not None and rule.dtype != tensor.origin.dtype:
         at = "the plan" if rule.position is None else str(rule.position)
         yield f"{tensor.origin.dtype} there; written as {rule.dtype}: {rule.text} ({at})"

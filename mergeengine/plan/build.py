@@ -17,22 +17,23 @@ from mergeengine.plan.plan import (
     Role,
     Source,
 )
-from mergeengine.plan.schema import MaskKeys, OutputKeys, PlanKeys, SelectorKeys, SourceKeys
+from mergeengine.plan.schema import MaskKeys, OutputKeys, PlanKeys, SourceKeys
+from mergeengine.plan.selecting import Selections
 from mergeengine.values.masks import MaskEntry, Masks
 from mergeengine.values.references import ModelReference, local_path, parse_reference
 from mergeengine.values.scaling import Scaling
-from mergeengine.values.selectors import Selector
 
 
 def build(keys: PlanKeys, root: Node, text: str, file: Path) -> Plan:
     """The plan of `keys`; `root` tells where each value is written."""
-    return _Builder(root, file.parent).plan(keys, text, file)
+    return _Builder(root, file.parent, Selections(keys.selections)).plan(keys, text, file)
 
 
 class _Builder:
-    def __init__(self, root: Node, folder: Path) -> None:
+    def __init__(self, root: Node, folder: Path, selections: Selections) -> None:
         self.root = root
         self.folder = folder
+        self.selections = selections
 
     def plan(self, keys: PlanKeys, text: str, file: Path) -> Plan:
         target = "target" if keys.base is None else "base"
@@ -94,7 +95,11 @@ class _Builder:
     def _masks(self, entries: list[MaskKeys], path: KeyPath) -> Masks:
         return Masks(
             tuple(
-                MaskEntry(_selector(entry), entry.scale, self.root.at((*path, index)).position)
+                MaskEntry(
+                    self.selections.selector(entry),
+                    entry.scale,
+                    self.root.at((*path, index)).position,
+                )
                 for index, entry in enumerate(entries)
             )
         )
@@ -102,7 +107,9 @@ class _Builder:
     def _output(self, keys: OutputKeys) -> OutputOptions:
         rules = (
             DtypeRule(
-                _selector(rule), rule.dtype, self.root.at(("output", "dtype", index)).position
+                self.selections.selector(rule),
+                rule.dtype,
+                self.root.at(("output", "dtype", index)).position,
             )
             for index, rule in enumerate(keys.dtype or [])
         )
@@ -119,10 +126,3 @@ class _Builder:
         if value in ("target", "source_ft"):
             return cast(Role, value)
         return self._reference(("output", key))
-
-
-def _selector(keys: SelectorKeys) -> Selector:
-    return Selector(
-        layers=None if keys.layers is None else tuple(keys.layers),
-        match=None if keys.match is None else tuple(keys.match),
-    )

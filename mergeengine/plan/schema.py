@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from mergeengine.lazy.dtypes import OUTPUT_DTYPES, DType
+from mergeengine.plan.forms import Keys, Line, NotExpected, Number, checked
 from mergeengine.plan.plan import ComputeDtype, OnExtra, OnMismatch, OnMissing
+from mergeengine.plan.selecting import SelectorKeys
 from mergeengine.units import parse_size
 from mergeengine.values.nearest import did_you_mean, nearest
-from mergeengine.values.references import check_path, check_printable, check_reference
-from mergeengine.values.selectors import LayerRange
+from mergeengine.values.references import check_path, check_reference
 
 # Names of other tools for the same types.
 _DTYPE_SYNONYMS = {
@@ -29,14 +30,6 @@ _DTYPE_SYNONYMS = {
 }
 
 
-class NotExpected(ValueError):
-    """``expected ...``: the reader of the error adds what was found, then `hint`."""
-
-    def __init__(self, expected: str, hint: str = "") -> None:
-        super().__init__(expected)
-        self.hint = hint
-
-
 def _version(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value > 1:
         raise ValueError(f"this mergeengine reads plans of version 1, not {value}")
@@ -45,29 +38,11 @@ def _version(value: Any) -> int:
     return 1
 
 
-def _one_or_many(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-def _checked(check: Any) -> AfterValidator:
-    def validate(text: str) -> str:
-        check(text)
-        return text
-
-    return AfterValidator(validate)
-
-
 def _size(value: Any) -> int:
     try:
         return parse_size(value if isinstance(value, int) else str(value))
     except (ValueError, OverflowError):
         raise NotExpected("expected a size such as 5GB, 512MiB or 1048576") from None
-
-
-def _layers(value: Any) -> LayerRange:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise NotExpected("expected layers such as 4, 0-3 or 28-")
-    return LayerRange.parse(value)
 
 
 def _dtype(value: Any) -> DType:
@@ -95,27 +70,10 @@ def _files_of(text: str) -> str:
     return text
 
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Line = Annotated[str, _checked(check_printable)]
-Reference = Annotated[str, _checked(check_reference)]
+Reference = Annotated[str, checked(check_reference)]
 FilesOf = Annotated[str, AfterValidator(_files_of)]
-OutputPath = Annotated[str, _checked(check_path)]
+OutputPath = Annotated[str, checked(check_path)]
 Size = Annotated[int, PlainValidator(_size)]
-Layers = Annotated[
-    list[Annotated[LayerRange, PlainValidator(_layers)]],
-    BeforeValidator(_one_or_many),
-    Field(min_length=1),
-]
-Globs = Annotated[list[Line], BeforeValidator(_one_or_many), Field(min_length=1)]
-
-
-class _Keys(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class SelectorKeys(_Keys):
-    layers: Layers | None = None
-    match: Globs | None = None
 
 
 class MaskKeys(SelectorKeys):
@@ -126,15 +84,15 @@ class DtypeRuleKeys(SelectorKeys):
     dtype: Annotated[DType, PlainValidator(_dtype)]
 
 
-class SourceKeys(_Keys):
+class SourceKeys(Keys):
     name: Line | None = None
     source_base: Reference | None = None
     source_ft: Reference
     scaling: Number = 1.0
-    masks: list[MaskKeys] = []
+    masks: list[MaskKeys] = Field([])
 
 
-class OutputKeys(_Keys):
+class OutputKeys(Keys):
     path: OutputPath | None = None
     dtype: (
         Annotated[list[DtypeRuleKeys], BeforeValidator(_dtype_rules), Field(min_length=1)] | None
@@ -145,11 +103,11 @@ class OutputKeys(_Keys):
     generation_config: FilesOf = "source_ft"
 
 
-class NumericsKeys(_Keys):
+class NumericsKeys(Keys):
     compute_dtype: ComputeDtype = "auto"
 
 
-class PlanKeys(_Keys):
+class PlanKeys(Keys):
     version: Annotated[int, PlainValidator(_version)]
     name: Line | None = None
     base: Reference | None = None
@@ -157,7 +115,8 @@ class PlanKeys(_Keys):
     source_base: Reference | None = None
     source_ft: Reference | None = None
     scaling: Number = 1.0
-    masks: list[MaskKeys] = []
+    selections: dict[str, SelectorKeys] = Field({})
+    masks: list[MaskKeys] = Field([])
     sources: Annotated[list[SourceKeys], Field(min_length=1)] | None = None
     output: OutputKeys = OutputKeys()
     numerics: NumericsKeys = NumericsKeys()

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from mergeengine.plan.document import Node, Path
+from mergeengine.plan.forms import NotExpected, written_keys
 from mergeengine.plan.problems import Problems
-from mergeengine.plan.schema import (
-    NotExpected,
-    NumericsKeys,
-    OutputKeys,
-    PlanKeys,
-    SourceKeys,
-)
+from mergeengine.plan.schema import NumericsKeys, OutputKeys, PlanKeys, SourceKeys
+from mergeengine.plan.selecting import SELECTING, check_selections
 from mergeengine.values.excerpts import excerpt
 from mergeengine.values.nearest import did_you_mean, nearest
 from mergeengine.values.positions import Position
@@ -72,6 +68,7 @@ def _check_together(root: Node, problems: Problems) -> None:
             if not inherited and source.keys and source.get("source_base") is None:
                 problems.add(source.position, _missing_key(("sources", index, "source_base")))
         _check_names(sources, problems)
+    check_selections(root, problems)
     for path, node in root.walk():
         if path[-1:] == ("masks",) or path == ("output", "dtype"):
             _check_order(node, problems)
@@ -79,7 +76,7 @@ def _check_together(root: Node, problems: Problems) -> None:
 
 def _is_misspelt(root: Node, path: Path) -> bool:
     """Whether a missing key stands there under a wrong name, which is told as an unknown key."""
-    known = _model_at(path[:-1]).model_fields
+    known = written_keys(_model_at(root, path[:-1]))
     written = [key for key in root.at(path[:-1]).keys if key not in known]
     return any(nearest(key, known) == [path[-1]] for key in written)
 
@@ -105,10 +102,10 @@ def _check_order(rules: Node, problems: Problems) -> None:
         if catch_all is not None:
             line = catch_all.position.line
             before = f"the entry of line {line}" if line else "an earlier entry"
-            message = f"never used: {before} has no `layers` or `match` and takes every tensor"
+            message = f"never used: {before} has no selector and takes every tensor"
             problems.add(entry.position, message)
             return
-        if entry.keys and not {"layers", "match"} & entry.keys.keys():
+        if entry.keys and entry.keys.keys().isdisjoint(SELECTING):
             catch_all = entry
 
 
@@ -129,7 +126,7 @@ def _told(root: Node, kind: str, path: Path, context: dict[str, Any]) -> tuple[P
     node = root.at(path)
     label = _label(_written(root, path))
     if kind == "extra_forbidden":
-        return root.key_position(path), _unknown_key(path)
+        return root.key_position(path), _unknown_key(root, path)
     if kind == "missing":
         return root.at(path[:-1]).position, _missing_key(path)
     if kind == "finite_number":
@@ -177,9 +174,9 @@ def _missing_key(path: Path) -> str:
     return f"{_label(path)} is missing" + (f": {_NEEDED[key]}" if key in _NEEDED else "")
 
 
-def _unknown_key(path: Path) -> str:
+def _unknown_key(root: Node, path: Path) -> str:
     key = str(path[-1])
-    known = list(_model_at(path[:-1]).model_fields)
+    known = list(written_keys(_model_at(root, path[:-1])))
     hint = did_you_mean(key, known)
     if not hint and len(path) == 1:
         elsewhere = (("output", OutputKeys), ("numerics", NumericsKeys), ("sources", SourceKeys))
@@ -191,12 +188,19 @@ def _unknown_key(path: Path) -> str:
     return f"unknown key `{excerpt(key)}`{hint}"
 
 
-def _model_at(path: Path) -> type[BaseModel]:
+def _model_at(root: Node, path: Path) -> type[BaseModel]:
     """The model that describes the mapping at `path`."""
     model: type[BaseModel] = PlanKeys
-    for step in path:
+    place = 0
+    while place < len(path):
+        step, place = path[place], place + 1
         if isinstance(step, str):
-            model = _models_in(model.model_fields[step].annotation)[0]
+            annotation = written_keys(model)[step]
+            if get_origin(annotation) is dict:  # of names that the plan gives
+                place += 1
+            while place < len(path) and isinstance(path[place], int):
+                place += 1
+            model = _models_in(annotation)[0]
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from mergeengine.values.anatomy import TensorFacts
 from mergeengine.values.decisions import Decision, number_text
 from mergeengine.values.positions import Position
 from mergeengine.values.selectors import Selector, first_match, unused_rules
@@ -33,13 +34,13 @@ class Masks:
 
     entries: tuple[MaskEntry, ...] = ()
 
-    def at(self, name: str) -> Decision:
-        """The factor for the tensor `name`; 1.0 where no entry matches."""
-        entry = first_match(self.entries, name)
+    def at(self, tensor: TensorFacts) -> Decision:
+        """The factor for a tensor; 1.0 where no entry matches."""
+        entry = first_match(self.entries, tensor)
         if entry is None:
             return Decision(1.0)
         return Decision(entry.scale, entry.position, entry.text)
 
-    def unused(self, names: Iterable[str]) -> list[MaskEntry]:
-        """The entries whose selector matches none of `names`."""
-        return unused_rules(self.entries, names)
+    def unused(self, tensors: Iterable[TensorFacts]) -> list[MaskEntry]:
+        """The entries whose selector matches none of `tensors`."""
+        return unused_rules(self.entries, tensors)

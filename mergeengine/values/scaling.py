@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mergeengine.values.anatomy import TensorFacts
 from mergeengine.values.decisions import Decision, number_text
 from mergeengine.values.positions import Position
 
@@ -15,8 +16,8 @@ class Scaling:
     value: float = 1.0
     position: Position | None = field(default=None, compare=False)
 
-    def at(self, name: str) -> Decision:
-        """The number that holds for the tensor `name`."""
+    def at(self, tensor: TensorFacts) -> Decision:
+        """The number that holds for a tensor."""
         if self.position is None:
             return Decision(self.value)
         return Decision(self.value, self.position, self.text)

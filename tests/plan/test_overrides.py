@@ -5,6 +5,7 @@ import pytest
 from mergeengine.errors import PlanError
 from mergeengine.lazy.dtypes import FLOAT32
 from mergeengine.plan import Plan, parse_plan
+from mergeengine.values.anatomy import lone
 
 PLAN = """\
 version: 1
@@ -31,7 +32,7 @@ def test_values_replace_and_add() -> None:
 
 def test_missing_sections_are_made() -> None:
     plan = read("output.dtype=float32", "output.path=o", "numerics.compute_dtype=float64")
-    assert plan.output.dtype.at("x") == FLOAT32
+    assert plan.output.dtype.at(lone("x")) == FLOAT32
     assert plan.document["output"] == {"dtype": "float32", "path": "o"}
     assert plan.numerics.compute_dtype == "float64"
 
@@ -39,9 +40,9 @@ def test_missing_sections_are_made() -> None:
 def test_lists_and_mappings() -> None:
     assert read("masks=[]").masks.entries == ()
     plan = read('masks=[{match: "*a*", scale: 0.125}]')
-    assert plan.masks.at("xax").value == 0.125
-    assert str(plan.masks.at("xax").position) == '--set masks=[{match: "*a*", scale: 0.125}]'
-    assert read("masks.1.scale=0.75").masks.at("b").value == 0.75
+    assert plan.masks.at(lone("xax")).value == 0.125
+    assert str(plan.masks.at(lone("xax")).position) == '--set masks=[{match: "*a*", scale: 0.125}]'
+    assert read("masks.1.scale=0.75").masks.at(lone("b")).value == 0.75
 
 
 def test_the_last_one_wins() -> None:
@@ -66,7 +67,7 @@ def test_setting_through_an_alias_changes_one_place() -> None:
         "  - {source_ft: org/b, masks: *m}\n"
     )
     plan = parse_plan(text, "p.yaml", ["sources.1.masks.0.scale=0.5"])
-    assert [source.masks.at("a").value for source in plan.sources] == [0.0, 0.5]
+    assert [source.masks.at(lone("a")).value for source in plan.sources] == [0.0, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mergeengine.plan import load_plan, parse_plan
+from mergeengine.values.anatomy import lone
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,8 +22,8 @@ def test_the_plans_of_the_readme_are_valid() -> None:
     assert plans
     for text in plans:
         plan = parse_plan(text, ROOT / "plan.yaml")
-        assert plan.masks.at("model.layers.2.mlp.up_proj.weight").value == 0.0
-        assert plan.masks.at("model.layers.9.mlp.up_proj.weight").value == 0.5
+        assert plan.masks.at(lone("model.layers.2.mlp.up_proj.weight")).value == 0.0
+        assert plan.masks.at(lone("model.layers.9.mlp.up_proj.weight")).value == 0.5
 
 
 def test_the_readme_knows_every_key() -> None:

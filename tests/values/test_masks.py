@@ -4,6 +4,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
+from mergeengine.values.anatomy import lone
 from mergeengine.values.decisions import Decision, number_text
 from mergeengine.values.masks import MaskEntry, Masks
 from mergeengine.values.positions import Position
@@ -19,30 +20,30 @@ MASKS = Masks((FROZEN, HALVED))
 
 
 def test_the_first_entry_that_matches_decides() -> None:
-    both = MASKS.at("layers.2.mlp.w")
+    both = MASKS.at(lone("layers.2.mlp.w"))
     assert (both.value, both.position, both.text) == (0.0, FIRST, "layers: 0-3, scale: 0")
-    later = MASKS.at("layers.4.mlp.w")
+    later = MASKS.at(lone("layers.4.mlp.w"))
     assert (later.value, later.position) == (0.5, SECOND)
     assert later.text == 'match: "*.mlp.*", scale: 0.5'
 
 
 def test_no_match_leaves_the_delta_whole() -> None:
-    decision = MASKS.at("lm_head.weight")
+    decision = MASKS.at(lone("lm_head.weight"))
     assert (decision.value, decision.position, decision.text) == (1.0, None, "default")
-    assert Masks().at("x") == Decision(1.0)
+    assert Masks().at(lone("x")) == Decision(1.0)
 
 
 def test_unused_looks_at_each_entry_alone() -> None:
-    assert MASKS.unused(["layers.9.attn.w"]) == [FROZEN, HALVED]
-    assert MASKS.unused(iter(["layers.0.mlp.w"])) == [], "shadowed is not unused"
-    assert MASKS.unused(iter(["layers.0.w", "layers.1.w"])) == [HALVED]
+    assert MASKS.unused([lone(name) for name in ["layers.9.attn.w"]]) == [FROZEN, HALVED]
+    assert MASKS.unused(lone(name) for name in ["layers.0.mlp.w"]) == [], "shadowed is not unused"
+    assert MASKS.unused(lone(name) for name in ["layers.0.w", "layers.1.w"]) == [HALVED]
 
 
 def test_scaling_is_one_number_for_every_tensor() -> None:
-    decision = Scaling(0.7, FIRST).at("x")
+    decision = Scaling(0.7, FIRST).at(lone("x"))
     assert (decision.value, decision.position, decision.text) == (0.7, FIRST, "scaling: 0.7")
-    assert Scaling().at("x") == Decision(1.0)
-    assert Scaling().at("x").text == "default"
+    assert Scaling().at(lone("x")) == Decision(1.0)
+    assert Scaling().at(lone("x")).text == "default"
 
 
 @pytest.mark.parametrize(

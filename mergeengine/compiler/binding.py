@@ -11,11 +11,12 @@ from typing import Literal
 from mergeengine.checkpoints.aliases import alias_of, redundant_alias
 from mergeengine.checkpoints.checkpoint import Checkpoint
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
-from mergeengine.compiler.rules import check_rules, shadowed
+from mergeengine.compiler.rules import check_parameters, check_rules, shadowed
 from mergeengine.errors import CheckpointError
 from mergeengine.lazy import algebra
 from mergeengine.lazy.stored import Stored
 from mergeengine.lazy.tensor import LazyTensor
+from mergeengine.methods.relative import at_most, to_ratio
 from mergeengine.methods.transfer import transfer
 from mergeengine.plan.plan import Plan, Source
 from mergeengine.values.anatomy import Anatomy, TensorFacts
@@ -26,7 +27,11 @@ Kind = Literal["merged", "frozen", "not float", "missing", "mismatch", "copied"]
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """One source's part in one tensor. ``coefficient`` is the product of the three decisions."""
+    """One source's part in one tensor. ``coefficient`` is the product of the three decisions.
+
+    Where the scaling is a ``ratio``, or bounded by ``limit``, it is multiplied by what the norms
+    of the tensors give (``weight``).
+    """
 
     source: Source
     base: Stored
@@ -34,10 +39,25 @@ class Delta:
     scaling: Decision
     plan_mask: Decision
     source_mask: Decision
+    limit: Decision | None = None
 
     @property
     def coefficient(self) -> float:
+        """0: the delta is left out."""
+        if self.limit is not None and not self.limit.value:
+            return 0.0
         return self.scaling.value * self.plan_mask.value * self.source_mask.value
+
+    def weight(self, target: LazyTensor, difference: LazyTensor) -> float | LazyTensor:
+        """What the difference is multiplied by: masks weaken what the norms decide."""
+        relative = self.source.scaling.measure == "ratio"
+        if not self.coefficient or not (relative or self.limit):
+            return self.coefficient
+        if self.limit is None:
+            measured = to_ratio(target, difference, self.scaling.value)
+        else:
+            measured = at_most(target, difference, self.scaling.value, self.limit.value)
+        return measured * (self.plan_mask.value * self.source_mask.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +129,7 @@ def bind(
     """
     pairs = list(sources)
     anatomy = Anatomy({name: tensor.shape for name, tensor in target.tensors.items()})
+    check_parameters(plan, anatomy)
     errors, notes = _Findings(), _Findings()
     tensors = [
         _bound(plan, tensor, anatomy, pairs, errors, notes) for tensor in target.tensors.values()
@@ -144,11 +165,12 @@ def _bound(
             plan.masks.at(facts),
             source.masks.at(facts),
         )
-        frozen = not all(decision.value for decision in decisions)
+        limit = source.scaling.limit_at(facts)
+        frozen = 0.0 in [each.value for each in (*decisions, limit) if each is not None]
         both = [_find(checkpoint, tensor, notes) for checkpoint in (base, ft)]
         problem = _problem(tensor, both, (base, ft), source, len(sources) > 1)
         if problem is None and both[0] is not None and both[1] is not None:
-            found.append(Delta(source, both[0], both[1], *decisions))
+            found.append(Delta(source, both[0], both[1], *decisions, limit))
         elif problem is not None and not frozen:
             kind, sentence, line, way_out = problem
             keep = plan.on_missing if kind == "missing" else plan.on_mismatch
@@ -159,14 +181,15 @@ def _bound(
                 notes.add(f"{sentence}; they get no delta from it", line, way_out)
     if gap is not None and not found:
         return _taken(plan, tensor, facts, gap)
+    receiver = LazyTensor(algebra.stored(tensor))
     deltas = [
-        (
-            delta.coefficient,
-            LazyTensor(algebra.stored(delta.ft)) - LazyTensor(algebra.stored(delta.base)),
-        )
+        (delta.weight(receiver, difference), difference)
         for delta in found
+        for difference in [
+            LazyTensor(algebra.stored(delta.ft)) - LazyTensor(algebra.stored(delta.base))
+        ]
     ]
-    merged = transfer(LazyTensor(algebra.stored(tensor)), deltas)
+    merged = transfer(receiver, deltas)
     active = any(delta.coefficient for delta in found)
     return _output(plan, tensor, facts, merged, "merged" if active else "frozen", tuple(found))
 

@@ -1,16 +1,17 @@
 """Whether a plan's rules fit the tensors that they are for: one that matches none is a slip."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from re import findall
 
 from mergeengine.errors import PlanError
-from mergeengine.plan.plan import DtypeRule, Plan
+from mergeengine.plan.plan import Plan
 from mergeengine.values.anatomy import Anatomy, TensorFacts
 from mergeengine.values.kinds import ROLES
 from mergeengine.values.masks import MaskEntry
 from mergeengine.values.nearest import did_you_mean, nearest
+from mergeengine.values.parameters import Parameter
 from mergeengine.values.positions import Position
-from mergeengine.values.selectors import Selector
+from mergeengine.values.selectors import Selector, first_match
 
 Listed = tuple[str, Position | None, Selector]
 """What a rule is called, where it stands, and what it selects."""
@@ -34,14 +35,33 @@ def check_rules(plan: Plan, anatomy: Anatomy, tensors: Sequence[TensorFacts]) ->
         raise PlanError("\n".join(problems))
 
 
+def check_parameters(plan: Plan, anatomy: Anatomy) -> None:
+    """PlanError for every parameter that cannot be resolved for the layers of the target."""
+    problems = [text for parameter in _parameters(plan) for text in parameter.problems(anatomy)]
+    if problems:
+        raise PlanError("\n".join(problems))
+
+
 def _rules(plan: Plan) -> Iterator[Listed]:
+    for entry in _masks(plan):
+        yield "mask", entry.position, entry.selector
+    for rule in plan.output.dtype.rules:
+        yield "dtype rule", rule.position, rule.selector
+    for parameter in _parameters(plan):
+        for position, selector in parameter.selectors():
+            yield f"rule of `{parameter.key}`", position, selector
+
+
+def _masks(plan: Plan) -> Iterator[MaskEntry]:
     for masks in (plan.masks, *(source.masks for source in plan.sources)):
-        yield from _listed("mask", masks.entries)
-    yield from _listed("dtype rule", plan.output.dtype.rules)
+        yield from masks.entries
 
 
-def _listed(what: str, rules: Iterable[MaskEntry | DtypeRule]) -> Iterator[Listed]:
-    return ((what, rule.position, rule.selector) for rule in rules)
+def _parameters(plan: Plan) -> Iterator[Parameter]:
+    for source in plan.sources:
+        yield from source.scaling.parameters()
+    for entry in _masks(plan):
+        yield Parameter("scale", entry.scale, entry.position)
 
 
 def shadowed(plan: Plan, tensors: Sequence[TensorFacts]) -> list[str]:
@@ -51,9 +71,9 @@ def shadowed(plan: Plan, tensors: Sequence[TensorFacts]) -> list[str]:
         f"{entry.position}: this mask ({entry.text}) decides no tensor: earlier entries match all "
         "of its tensors, and the first match wins"
         for masks in lists
-        for deciding in [{masks.at(tensor).position for tensor in tensors}]
+        for deciding in [{id(first_match(masks.entries, tensor)) for tensor in tensors}]
         for entry in masks.entries
-        if entry.position not in deciding
+        if id(entry) not in deciding
     ]
 
 

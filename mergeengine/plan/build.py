@@ -7,6 +7,7 @@ from typing import cast
 
 from mergeengine.plan.document import Node
 from mergeengine.plan.document import Path as KeyPath
+from mergeengine.plan.parameters import form, scaling
 from mergeengine.plan.plan import (
     DEFAULT_SHARD_SIZE,
     DtypeRule,
@@ -21,7 +22,6 @@ from mergeengine.plan.schema import MaskKeys, OutputKeys, PlanKeys, SourceKeys
 from mergeengine.plan.selecting import Selections
 from mergeengine.values.masks import MaskEntry, Masks
 from mergeengine.values.references import ModelReference, local_path, parse_reference
-from mergeengine.values.scaling import Scaling
 
 
 def build(keys: PlanKeys, root: Node, text: str, file: Path) -> Plan:
@@ -57,13 +57,13 @@ class _Builder:
         shared: KeyPath = ("source_base",) if keys.base is None else ("base",)
         if keys.sources is None:
             source_ft = self._reference(("source_ft",))
-            scaling = self._scaling(("scaling",), keys.scaling)
+            applied = scaling(keys.scaling, self.root, ("scaling",), self.selections)
             return (
                 Source(
                     name="source1",
                     source_base=self._reference(shared),
                     source_ft=source_ft,
-                    scaling=scaling,
+                    scaling=applied,
                     position=source_ft.position,
                 ),
             )
@@ -78,7 +78,7 @@ class _Builder:
             name=keys.name or f"source{index + 1}",
             source_base=self._reference(own_base),
             source_ft=self._reference((*here, "source_ft")),
-            scaling=self._scaling((*here, "scaling"), keys.scaling),
+            scaling=scaling(keys.scaling, self.root, (*here, "scaling"), self.selections),
             masks=self._masks(keys.masks, (*here, "masks")),
             position=self.root.at(here).position,
         )
@@ -88,16 +88,12 @@ class _Builder:
         assert isinstance(node.value, str)
         return parse_reference(node.value, self.folder, node.position)
 
-    def _scaling(self, path: KeyPath, value: float) -> Scaling:
-        written = self.root.at(path[:-1]).get(str(path[-1]))
-        return Scaling(value, None if written is None else written.position)
-
     def _masks(self, entries: list[MaskKeys], path: KeyPath) -> Masks:
         return Masks(
             tuple(
                 MaskEntry(
                     self.selections.selector(entry),
-                    entry.scale,
+                    form(entry.scale, self.root, (*path, index, "scale"), self.selections),
                     self.root.at((*path, index)).position,
                 )
                 for index, entry in enumerate(entries)

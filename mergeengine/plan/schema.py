@@ -11,7 +11,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from mergeengine.lazy.dtypes import OUTPUT_DTYPES, DType
-from mergeengine.plan.forms import Keys, Line, NotExpected, Number, checked
+from mergeengine.plan.forms import Keys, Line, NotExpected, checked
+from mergeengine.plan.parameters import Scaled, Varying
 from mergeengine.plan.plan import ComputeDtype, OnExtra, OnMismatch, OnMissing
 from mergeengine.plan.selecting import SelectorKeys
 from mergeengine.units import parse_size
@@ -77,7 +78,7 @@ Size = Annotated[int, PlainValidator(_size)]
 
 
 class MaskKeys(SelectorKeys):
-    scale: Number
+    scale: Varying
 
 
 class DtypeRuleKeys(SelectorKeys):
@@ -88,7 +89,7 @@ class SourceKeys(Keys):
     name: Line | None = None
     source_base: Reference | None = None
     source_ft: Reference
-    scaling: Number = 1.0
+    scaling: Scaled = 1.0
     masks: list[MaskKeys] = Field([])
 
 
@@ -114,7 +115,7 @@ class PlanKeys(Keys):
     target: Reference | None = None
     source_base: Reference | None = None
     source_ft: Reference | None = None
-    scaling: Number = 1.0
+    scaling: Scaled = 1.0
     selections: dict[str, SelectorKeys] = Field({})
     masks: list[MaskKeys] = Field([])
     sources: Annotated[list[SourceKeys], Field(min_length=1)] | None = None

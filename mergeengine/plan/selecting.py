@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PlainValidator
 
 from mergeengine.plan.document import Node
-from mergeengine.plan.forms import Keys, Line, NotExpected, checked, one_or_many
+from mergeengine.plan.forms import Keys, Line, NotExpected, checked, one_or_many, written_keys
 from mergeengine.plan.problems import Problems
 from mergeengine.values.excerpts import excerpt
 from mergeengine.values.nearest import did_you_mean
@@ -41,7 +41,8 @@ class SelectorKeys(Keys):
 Selectors = Annotated[list[SelectorKeys], *_Many]
 SelectorKeys.model_rebuild()
 
-SELECTING = ("layers", "match", "regex", "kind", "selection", "all", "any", "not")
+SELECTING = frozenset(written_keys(SelectorKeys))
+"""The keys that choose tensors."""
 
 
 def check_selections(root: Node, problems: Problems) -> None:

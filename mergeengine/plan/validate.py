@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from mergeengine.plan.document import Node, Path
-from mergeengine.plan.forms import NotExpected, written_keys
+from mergeengine.plan.forms import Keys, NotExpected, written_keys
+from mergeengine.plan.parameters import form_of
 from mergeengine.plan.problems import Problems
 from mergeengine.plan.schema import NumericsKeys, OutputKeys, PlanKeys, SourceKeys
 from mergeengine.plan.selecting import SELECTING, check_selections
@@ -29,15 +31,27 @@ def validate(root: Node, problems: Problems) -> PlanKeys | None:
     try:
         keys = PlanKeys.model_validate(root.plain)
     except ValidationError as failure:
-        for error in failure.errors(include_url=False, include_input=False):
-            kind, path = error["type"], error["loc"]
+        for kind, path, context in _flat(failure):
             told_already = any(path[: len(known)] == known for known in empty) or (
                 kind == "missing" and _is_misspelt(root, path)
             )
             if not told_already:
-                problems.add(*_told(root, kind, path, error.get("ctx", {})))
+                problems.add(*_told(root, kind, path, context))
     _check_together(root, problems)
     return None if problems.found else keys
+
+
+def _flat(
+    failure: ValidationError, before: Path = ()
+) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """Kind, path and context of each error, those of forms that are checked by themselves too."""
+    for error in failure.errors(include_url=False, include_input=False):
+        context, path = error.get("ctx", {}), (*before, *error["loc"])
+        inner = context.get("error")
+        if isinstance(inner, ValidationError):
+            yield from _flat(inner, path)
+        else:
+            yield error["type"], path, context
 
 
 def _check_together(root: Node, problems: Problems) -> None:
@@ -70,7 +84,7 @@ def _check_together(root: Node, problems: Problems) -> None:
         _check_names(sources, problems)
     check_selections(root, problems)
     for path, node in root.walk():
-        if path[-1:] == ("masks",) or path == ("output", "dtype"):
+        if path[-1:] == ("masks",) or path == ("output", "dtype") or _is_parameter(node):
             _check_order(node, problems)
 
 
@@ -109,6 +123,11 @@ def _check_order(rules: Node, problems: Problems) -> None:
             catch_all = entry
 
 
+def _is_parameter(node: Node) -> bool:
+    """Whether a list is one of a parameter's rules."""
+    return any(entry.get("value") is not None for entry in _entries(node))
+
+
 def _entries(node: Node) -> list[Node]:
     return node.value if isinstance(node.value, list) else []
 
@@ -132,7 +151,8 @@ def _told(root: Node, kind: str, path: Path, context: dict[str, Any]) -> tuple[P
     if kind == "finite_number":
         return node.position, f"{label}: expected a finite number, found {excerpt(node.written)}"
     if kind == "too_short":
-        return node.position, f"{label}: expected at least one entry, found an empty list"
+        found = "mapping" if isinstance(node.value, dict) else "list"
+        return node.position, f"{label}: expected at least one entry, found an empty {found}"
     error = context.get("error")
     if isinstance(error, ValueError) and not isinstance(error, NotExpected):
         return node.position, f"{label}: {error}"
@@ -198,9 +218,12 @@ def _model_at(root: Node, path: Path) -> type[BaseModel]:
             annotation = written_keys(model)[step]
             if get_origin(annotation) is dict:  # of names that the plan gives
                 place += 1
+            value = root.at(path[:place]).plain
             while place < len(path) and isinstance(path[place], int):
                 place += 1
             model = _models_in(annotation)[0]
+            if model is Keys:  # a parameter, whose keys depend on what is written
+                model = form_of(value) or model
     return model
 
 

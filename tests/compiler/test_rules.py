@@ -55,6 +55,41 @@ def test_what_matches_nothing(entry, message, bound):
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "scaling: [{kind: mpl, value: 0}, {value: 1}]",
+            "p.yaml:5:11: this rule of `scaling` matches no tensor of the kind `mpl` (kind: mpl); "
+            "did you mean `mlp`?",
+        ),
+        (
+            'scaling: {layers: {"0-3": 0, "4-": 1}}',
+            "p.yaml:5:30: this rule of `scaling` matches no tensor (layers: 4-); the target's "
+            "layers are 0 to 3",
+        ),
+        (
+            'scaling: {layers: {"0-1": 0}}',
+            "p.yaml:5:10: `scaling` gives no value for layers 2-3; name them too, or add "
+            "`default:`",
+        ),
+        (
+            'masks: [{kind: mlp, scale: {layers: {"0": 0}}}]',
+            "p.yaml:5:9: `scale` gives no value for layers 1-3; name them too, or add `default:`",
+        ),
+        (
+            "scaling: {ratio: [{regex: nrom, value: 0}, {value: 1}]}",
+            'p.yaml:5:19: this rule of `ratio` matches no tensor (regex: "nrom"); tensors have '
+            "names with `norm`",
+        ),
+    ],
+)
+def test_parameters_that_do_not_fit(text, message, bound):
+    with pytest.raises(PlanError) as raised:
+        bound(f"{text}\n")
+    assert str(raised.value).endswith(message)
+
+
 def test_selections_and_kinds_decide(bound):
     text = (
         "selections:\n"

@@ -100,7 +100,7 @@ def test_several_sources_inherit_and_override_the_base() -> None:
     first, second = plan.sources
     assert (first.name, second.name) == ("source1", "code")
     assert (first.source_base.repo, second.source_base.repo) == ("org/old", "org/other")
-    assert (first.scaling.value, second.scaling.value) == (0.5, 1.0)
+    assert (first.scaling.at(lone("x")).value, second.scaling.at(lone("x")).value) == (0.5, 1.0)
     assert first.masks.at(lone("h.3.w")).value == 0.25
     assert second.masks.at(lone("h.3.w")).value == 1.0
     assert plan.masks.at(lone("embed")).value == 0.0
@@ -189,7 +189,7 @@ def test_identity_leaves_out_where_the_output_lies() -> None:
 )
 def test_numbers(written: str, value: float) -> None:
     plan = parse_plan(f"{SHORT}scaling: {written}\n", "p.yaml")
-    assert plan.sources[0].scaling.value == value
+    assert plan.sources[0].scaling.at(lone("x")).value == value
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
@@ -197,7 +197,12 @@ def test_numbers(written: str, value: float) -> None:
 @example(-0.0)
 def test_every_number_reads_back_exactly(value: float) -> None:
     for written in (repr(value), f"{value:.17e}", f"{value:.17E}"):
-        read = parse_plan(f"{SHORT}scaling: {written}\n", "p.yaml").sources[0].scaling.value
+        read = (
+            parse_plan(f"{SHORT}scaling: {written}\n", "p.yaml")
+            .sources[0]
+            .scaling.at(lone("x"))
+            .value
+        )
         assert read == value
         assert math.copysign(1, read) == math.copysign(1, value)
 

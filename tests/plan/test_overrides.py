@@ -25,9 +25,9 @@ def read(*overrides: str) -> Plan:
 
 def test_values_replace_and_add() -> None:
     plan = read("sources.0.scaling=1e-3", "sources.1.scaling=.25", "name=other")
-    assert [source.scaling.value for source in plan.sources] == [1e-3, 0.25]
+    assert [source.scaling.at(lone("x")).value for source in plan.sources] == [1e-3, 0.25]
     assert plan.name == "other"
-    assert str(plan.sources[0].scaling.position) == "--set sources.0.scaling=1e-3"
+    assert str(plan.sources[0].scaling.at(lone("x")).position) == "--set sources.0.scaling=1e-3"
 
 
 def test_missing_sections_are_made() -> None:
@@ -51,7 +51,13 @@ def test_the_last_one_wins() -> None:
 
 def test_an_override_may_mend_the_plan() -> None:
     broken = PLAN.replace("scaling: 0.5", "scaling: high")
-    assert parse_plan(broken, "p.yaml", ["sources.0.scaling=0.5"]).sources[0].scaling.value == 0.5
+    assert (
+        parse_plan(broken, "p.yaml", ["sources.0.scaling=0.5"])
+        .sources[0]
+        .scaling.at(lone("x"))
+        .value
+        == 0.5
+    )
 
 
 def test_text_and_document() -> None:

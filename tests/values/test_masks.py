@@ -7,6 +7,7 @@ import pytest
 from mergeengine.values.anatomy import lone
 from mergeengine.values.decisions import Decision, number_text
 from mergeengine.values.masks import MaskEntry, Masks
+from mergeengine.values.parameters import Number
 from mergeengine.values.positions import Position
 from mergeengine.values.references import ModelReference
 from mergeengine.values.scaling import Scaling
@@ -14,8 +15,8 @@ from mergeengine.values.selectors import LayerRange, Selector
 
 FIRST = Position("plan.yaml", 8, 5)
 SECOND = Position("plan.yaml", 9, 5)
-FROZEN = MaskEntry(Selector(layers=(LayerRange(0, 3),)), 0.0, FIRST)
-HALVED = MaskEntry(Selector(match=("*.mlp.*",)), 0.5, SECOND)
+FROZEN = MaskEntry(Selector(layers=(LayerRange(0, 3),)), Number(0.0), FIRST)
+HALVED = MaskEntry(Selector(match=("*.mlp.*",)), Number(0.5), SECOND)
 MASKS = Masks((FROZEN, HALVED))
 
 
@@ -40,7 +41,7 @@ def test_unused_looks_at_each_entry_alone() -> None:
 
 
 def test_scaling_is_one_number_for_every_tensor() -> None:
-    decision = Scaling(0.7, FIRST).at(lone("x"))
+    decision = Scaling.constant(0.7, FIRST).at(lone("x"))
     assert (decision.value, decision.position, decision.text) == (0.7, FIRST, "scaling: 0.7")
     assert Scaling().at(lone("x")) == Decision(1.0)
     assert Scaling().at(lone("x")).text == "default"
@@ -60,7 +61,7 @@ def test_positions_are_read_as_file_line_column() -> None:
 
 
 def test_where_a_value_is_written_does_not_make_it_another_value() -> None:
-    assert Scaling(0.5, FIRST) == Scaling(0.5, SECOND)
+    assert Scaling.constant(0.5, FIRST) == Scaling.constant(0.5, SECOND)
     assert ModelReference("a/b", repo="a/b", position=FIRST) == ModelReference("a/b", repo="a/b")
 
 
@@ -72,4 +73,4 @@ def test_a_reference_is_either_local_or_on_the_hub() -> None:
 
 def test_values_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
-        FROZEN.scale = 1.0  # type: ignore[misc]
+        FROZEN.scale = Number(1.0)  # type: ignore[misc]

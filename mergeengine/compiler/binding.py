@@ -50,9 +50,9 @@ class Delta:
 
     def weight(self, target: LazyTensor, difference: LazyTensor) -> float | LazyTensor:
         """What the difference is multiplied by: masks weaken what the norms decide."""
-        relative = self.source.scaling.measure == "ratio"
-        if not self.coefficient or not (relative or self.limit):
-            return self.coefficient
+        coefficient = self.coefficient
+        if not coefficient or (self.limit is None and self.source.scaling.measure == "factor"):
+            return coefficient
         if self.limit is None:
             measured = to_ratio(target, difference, self.scaling.value)
         else:

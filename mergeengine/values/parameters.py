@@ -65,7 +65,7 @@ class Number:
     value: float
 
     def at(self, tensor: TensorFacts, key: str, position: Position | None) -> Decision:
-        return Decision(self.value, position, f"{key}: {self.text}")
+        return Decision(self.value, position, f"{key}: {number_text(self.value)}")
 
     @property
     def text(self) -> str:

@@ -32,7 +32,7 @@ _INSIDE = (
     ("expert", re.compile(r"expert", re.IGNORECASE)),
 )
 # What else stands before the layers: the beginnings of vision and speech models.
-_BEFORE = re.compile(r"^conv|stem|_token$|rotary|^ln_pre$|^pre_?layer_?norm$", re.IGNORECASE)
+_BEFORE = re.compile(r"^conv|stem|_token$|rotary|^ln_pre$|^pre_?lay", re.IGNORECASE)
 
 
 def stack_of(name: str) -> tuple[str, int] | None:
@@ -131,7 +131,7 @@ def _roles(word: str) -> frozenset[str]:
     if word.isdecimal():
         return frozenset()
     if _NORM.search(word):  # a `post_attention_layernorm` is no part of the attention
-        return frozenset({"norm"})
+        return frozenset({"norm", "embedding"} if _EMBEDDING.search(word) else {"norm"})
     if _HEAD.search(word):
         return frozenset({"head"})
     if _EMBEDDING.search(word):

@@ -6,7 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lineage import make_lineage, random_tensors, weights, write_model, write_plan
+from children import Child, run_with
+from lineage import (
+    make_lineage,
+    many,
+    random_tensors,
+    weights,
+    write_model,
+    write_plan,
+    write_sparse_model,
+)
 from rounded_once import merged
 from safetensors.torch import load_file
 
@@ -105,6 +114,16 @@ def test_neither_workers_nor_blocks_nor_a_sweep_change_it(tmp_path: Path) -> Non
     assert weights(tmp_path / "three") == one
     swept = [weights(folder) for folder in sorted(tmp_path.glob("s-*"))]
     assert swept[0] == one != swept[1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_norms_of_many_tensors_keep_the_projection(tmp_path: Path) -> None:
+    for role in ("target", "base", "ft"):
+        write_sparse_model(tmp_path / role, many(2000, 64, 32))
+    plan = write_plan(tmp_path, scaling={"ratio": 0.1})
+    (made, report), peak = Child(run_with, plan, {"workers": 2}).go().watch()
+    assert made
+    assert peak <= report["memory"]["projected_bytes"]
 
 
 def _double(models: dict[str, dict[str, torch.Tensor]]) -> dict[str, tuple[np.ndarray, ...]]:

@@ -77,6 +77,8 @@ def test_shapes_tell_what_names_do_not() -> None:
         ("transformer.ln_f.weight", 1),
         ("bert.embeddings.LayerNorm.bias", 0),
         ("encoder.conv1.weight", 0),
+        ("encoder.layernorm_embedding.weight", 0),
+        ("vision_tower.pre_layrnorm.weight", 0),
         ("embed_out.weight", 1),
         ("only.0.weight", 1),
     ],

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from mergeengine.compiler.binding import Binding, BoundTensor, Delta
 from mergeengine.plan.plan import Plan
+from mergeengine.values.anatomy import layer_of
 from mergeengine.values.decisions import Decision
-from mergeengine.values.selectors import Selector, layer_of
+from mergeengine.values.selectors import fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,10 @@ class Group:
 
 def explain(plan: Plan, binding: Binding, glob: str | None = None) -> tuple[Explanation, ...]:
     """Every output tensor, or those whose whole name fits ``glob``."""
-    chosen = Selector(match=None if glob is None else (glob,))
     return tuple(
         _explanation(plan, tensor)
         for tensor in binding.tensors
-        if chosen.matches(tensor.output.name)
+        if glob is None or fits((glob,), tensor.output.name)
     )
 
 
@@ -80,7 +80,11 @@ def _explanation(plan: Plan, tensor: BoundTensor) -> Explanation:
     several = len(plan.sources) > 1
     terms = tuple(_term(delta) for delta in tensor.deltas)
     origin = "source_ft" if tensor.kind == "copied" else "target"
-    formula = origin + "".join(_text(term, several) for term in terms if term.coefficient)
+    formula = origin + "".join(
+        _text(term, delta, several)
+        for term, delta in zip(terms, tensor.deltas, strict=True)
+        if term.coefficient
+    )
     return Explanation(
         name=tensor.output.name,
         dtype=tensor.output.dtype.name,
@@ -109,10 +113,18 @@ def _factor(decision: Decision) -> Factor:
     return Factor(decision.value, text, at)
 
 
-def _text(term: Term, several: bool) -> str:
+def _text(term: Term, delta: Delta, several: bool) -> str:
     sign = "−" if term.coefficient < 0 else "+"
     of = f"{term.source}: " if several else ""
-    return f" {sign} {abs(term.coefficient):.6g} · ({of}source_ft − source_base)"
+    size = f"{abs(term.coefficient):.6g}"
+    norms = "‖target‖ / ‖source_ft − source_base‖"
+    if delta.limit is not None:
+        masks = f"{abs(delta.plan_mask.value * delta.source_mask.value):.6g} · "
+        bounded = f"min({abs(delta.scaling.value):.6g}, {delta.limit.value:.6g} · {norms})"
+        size = f"{'' if masks == '1 · ' else masks}{bounded}"
+    elif delta.source.scaling.measure == "ratio":
+        size = f"{size} · {norms}"
+    return f" {sign} {size} · ({of}source_ft − source_base)"
 
 
 def _reasons(plan: Plan, tensor: BoundTensor) -> Iterator[str]:
@@ -129,11 +141,13 @@ def _reasons(plan: Plan, tensor: BoundTensor) -> Iterator[str]:
             yield f"only {tensor.origin.source} has it, and `on_extra: {plan.on_extra}`"
         case "merged":
             pass
-    rule = plan.output.dtype.rule_at(tensor.output.name) if tensor.origin.dtype.is_float else None
+    rule = plan.output.dtype.rule_at(tensor.facts) if tensor.origin.dtype.is_float else None
     if rule is not None and rule.dtype != tensor.origin.dtype:
         at = "the plan" if rule.position is None else str(rule.position)
         yield f"{tensor.origin.dtype} there; written as {rule.dtype}: {rule.text} ({at})"
     for delta in tensor.deltas:
+        if delta.limit is not None and delta.coefficient:
+            yield f"the norm of the delta is bounded: {delta.limit.text} ({delta.limit.position})"
         for stored in (delta.base, delta.ft):
             if stored.name != tensor.output.name and delta.coefficient:
                 yield f"tied in {stored.source}: {stored.name} is read"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from mergeengine.checkpoints.checkpoint import Checkpoint
 from mergeengine.checkpoints.config import contradictions, quantized
 from mergeengine.lazy.stored import Stored
+from mergeengine.values.anatomy import Anatomy
+from mergeengine.values.kinds import ROLES
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,32 @@ def summarise(checkpoint: Checkpoint) -> Summary:
             *([problem] if problem else []),
             *contradictions(checkpoint.config, checkpoint.tensors),
         ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class KindShare:
+    """The tensors of one kind, and the name of the first. ``role``: not a module's name only."""
+
+    kind: str
+    role: bool
+    tensors: int
+    elements: int
+    example: str
+
+
+def kinds_of(checkpoint: Checkpoint) -> tuple[KindShare, ...]:
+    """What `kind` can select in a model: the roles, then the names of modules."""
+    anatomy = Anatomy({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
+    by_kind: dict[str, list[Stored]] = {}
+    for tensor in checkpoint.tensors.values():
+        for kind in anatomy.tensor(tensor.name).kinds:
+            by_kind.setdefault(kind, []).append(tensor)
+    modules = sorted(by_kind.keys() - set(ROLES))
+    return tuple(
+        KindShare(kind, kind in ROLES, len(of), sum(t.numel for t in of), of[0].name)
+        for kind in (*(role for role in ROLES if role in by_kind), *modules)
+        for of in [by_kind[kind]]
     )
 
 

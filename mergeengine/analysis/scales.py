@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mergeengine.analysis.explain import Explanation, spans
-from mergeengine.values.selectors import layer_of
+from mergeengine.values.anatomy import layer_of
 
 NOTHING = "·"  # a module without a delta
 

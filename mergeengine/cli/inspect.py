@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 @click.command("inspect")
 @click.argument("model")
 @click.option("--tensors", "with_tensors", is_flag=True, help="List every tensor.")
+@click.option("--kinds", "with_kinds", is_flag=True, help="List what `kind` can select.")
 @options.offline_option
 @options.format_option
-def command(model: str, with_tensors: bool, offline: bool, style: str) -> None:
+def command(model: str, with_tensors: bool, with_kinds: bool, offline: bool, style: str) -> None:
     """Describe MODEL: a folder, a .safetensors file, or org/name[@revision] on the hub.
 
     Reads the config and the headers of the weights, no tensor.
     """
-    from mergeengine.analysis.inspect import summarise
+    from mergeengine.analysis.inspect import kinds_of, summarise
     from mergeengine.checkpoints.checkpoint import open_checkpoint
 
     # On a command line, unlike in a plan, what exists needs no "./".
@@ -49,9 +50,20 @@ def command(model: str, with_tensors: bool, offline: bool, style: str) -> None:
                 }
                 for tensor in checkpoint.tensors.values()
             ]
+        if with_kinds:
+            document["kinds"] = [asdict(share) for share in kinds_of(checkpoint)]
         emit_json(document)
         return
     emit_table(_lines(summary))
+    if with_kinds:
+        emit("")
+        emit_table(
+            (
+                each.kind,
+                f"{each.tensors} tensors, {_count(each.elements)} parameters, as {each.example}",
+            )
+            for each in kinds_of(checkpoint)
+        )
     if with_tensors:
         emit("")
         emit_table(

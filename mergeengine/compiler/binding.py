@@ -11,22 +11,27 @@ from typing import Literal
 from mergeengine.checkpoints.aliases import alias_of, redundant_alias
 from mergeengine.checkpoints.checkpoint import Checkpoint
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
-from mergeengine.errors import CheckpointError, PlanError
+from mergeengine.compiler.rules import check_parameters, check_rules, shadowed
+from mergeengine.errors import CheckpointError
 from mergeengine.lazy import algebra
 from mergeengine.lazy.stored import Stored
 from mergeengine.lazy.tensor import LazyTensor
+from mergeengine.methods.relative import at_most, to_ratio
 from mergeengine.methods.transfer import transfer
-from mergeengine.plan.plan import DtypeRule, Plan, Source
+from mergeengine.plan.plan import Plan, Source
+from mergeengine.values.anatomy import Anatomy, TensorFacts
 from mergeengine.values.decisions import Decision
-from mergeengine.values.masks import MaskEntry
-from mergeengine.values.nearest import nearest
 
 Kind = Literal["merged", "frozen", "not float", "missing", "mismatch", "copied"]
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """One source's part in one tensor. ``coefficient`` is the product of the three decisions."""
+    """One source's part in one tensor. ``coefficient`` is the product of the three decisions.
+
+    Where the scaling is a ``ratio``, or bounded by ``limit``, it is multiplied by what the norms
+    of the tensors give (``weight``).
+    """
 
     source: Source
     base: Stored
@@ -34,10 +39,25 @@ class Delta:
     scaling: Decision
     plan_mask: Decision
     source_mask: Decision
+    limit: Decision | None = None
 
     @property
     def coefficient(self) -> float:
+        """0: the delta is left out."""
+        if self.limit is not None and not self.limit.value:
+            return 0.0
         return self.scaling.value * self.plan_mask.value * self.source_mask.value
+
+    def weight(self, target: LazyTensor, difference: LazyTensor) -> float | LazyTensor:
+        """What the difference is multiplied by: masks weaken what the norms decide."""
+        coefficient = self.coefficient
+        if not coefficient or (self.limit is None and self.source.scaling.measure == "factor"):
+            return coefficient
+        if self.limit is None:
+            measured = to_ratio(target, difference, self.scaling.value)
+        else:
+            measured = at_most(target, difference, self.scaling.value, self.limit.value)
+        return measured * (self.plan_mask.value * self.source_mask.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +72,7 @@ class BoundTensor:
     output: OutputTensor
     kind: Kind
     origin: Stored
+    facts: TensorFacts
     deltas: tuple[Delta, ...] = ()
 
 
@@ -107,45 +128,49 @@ def bind(
     or dtype rule that matches no tensor.
     """
     pairs = list(sources)
+    anatomy = Anatomy({name: tensor.shape for name, tensor in target.tensors.items()})
+    check_parameters(plan, anatomy)
     errors, notes = _Findings(), _Findings()
     tensors = [
-        _bound(plan, tensor, target, pairs, errors, notes) for tensor in target.tensors.values()
+        _bound(plan, tensor, anatomy, pairs, errors, notes) for tensor in target.tensors.values()
     ]
-    tensors.extend(_extras(plan, target, pairs, errors, notes))
+    tensors.extend(_extras(plan, target, anatomy, pairs, errors, notes))
     if errors.listed:
         raise CheckpointError(
             "the models do not fit together:\n  "
             + "\n  ".join(errors.texts())
             + "".join(f"\n  {way_out}" for way_out in errors.ways_out)
         )
-    names = [tensor.output.name for tensor in tensors]
-    _check_rules(plan, names)
-    return Binding(tuple(tensors), tuple(notes.texts()), tuple(_shadowed(plan, names)))
+    facts = [tensor.facts for tensor in tensors]
+    check_rules(plan, anatomy, facts)
+    return Binding(tuple(tensors), tuple(notes.texts()), tuple(shadowed(plan, facts)))
 
 
 def _bound(
     plan: Plan,
     tensor: Stored,
-    target: Checkpoint,
+    anatomy: Anatomy,
     sources: list[tuple[Source, Checkpoint, Checkpoint]],
     errors: _Findings,
     notes: _Findings,
 ) -> BoundTensor:
+    facts = anatomy.tensor(tensor.name)
     if not tensor.dtype.is_float:
-        return _taken(plan, tensor, "not float")
+        return _taken(plan, tensor, facts, "not float")
     found: list[Delta] = []
     gap: Kind | None = None
     for source, base, ft in sources:
         decisions = (
-            source.scaling.at(tensor.name),
-            plan.masks.at(tensor.name),
-            source.masks.at(tensor.name),
+            source.scaling.at(facts),
+            plan.masks.at(facts),
+            source.masks.at(facts),
         )
-        frozen = not all(decision.value for decision in decisions)
+        limit = source.scaling.limit_at(facts)
+        frozen = 0.0 in [each.value for each in (*decisions, limit) if each is not None]
         both = [_find(checkpoint, tensor, notes) for checkpoint in (base, ft)]
         problem = _problem(tensor, both, (base, ft), source, len(sources) > 1)
         if problem is None and both[0] is not None and both[1] is not None:
-            found.append(Delta(source, both[0], both[1], *decisions))
+            found.append(Delta(source, both[0], both[1], *decisions, limit))
         elif problem is not None and not frozen:
             kind, sentence, line, way_out = problem
             keep = plan.on_missing if kind == "missing" else plan.on_mismatch
@@ -155,17 +180,18 @@ def _bound(
             else:
                 notes.add(f"{sentence}; they get no delta from it", line, way_out)
     if gap is not None and not found:
-        return _taken(plan, tensor, gap)
+        return _taken(plan, tensor, facts, gap)
+    receiver = LazyTensor(algebra.stored(tensor))
     deltas = [
-        (
-            delta.coefficient,
-            LazyTensor(algebra.stored(delta.ft)) - LazyTensor(algebra.stored(delta.base)),
-        )
+        (delta.weight(receiver, difference), difference)
         for delta in found
+        for difference in [
+            LazyTensor(algebra.stored(delta.ft)) - LazyTensor(algebra.stored(delta.base))
+        ]
     ]
-    merged = transfer(LazyTensor(algebra.stored(tensor)), deltas)
+    merged = transfer(receiver, deltas)
     active = any(delta.coefficient for delta in found)
-    return _output(plan, tensor, merged, "merged" if active else "frozen", tuple(found))
+    return _output(plan, tensor, facts, merged, "merged" if active else "frozen", tuple(found))
 
 
 def _find(checkpoint: Checkpoint, tensor: Stored, notes: _Findings) -> Stored | None:
@@ -209,6 +235,7 @@ def _problem(
 def _extras(
     plan: Plan,
     target: Checkpoint,
+    anatomy: Anatomy,
     sources: list[tuple[Source, Checkpoint, Checkpoint]],
     errors: _Findings,
     notes: _Findings,
@@ -242,65 +269,22 @@ def _extras(
             else:
                 copied[name] = ft
                 notes.add(f"copied from source_ft ({ft}), as on_extra says", name, "")
-                yield _taken(plan, tensor, "copied")
+                yield _taken(plan, tensor, anatomy.tensor(name, tensor.shape), "copied")
 
 
-def _taken(plan: Plan, tensor: Stored, kind: Kind) -> BoundTensor:
-    return _output(plan, tensor, LazyTensor(algebra.stored(tensor)), kind, ())
+def _taken(plan: Plan, tensor: Stored, facts: TensorFacts, kind: Kind) -> BoundTensor:
+    return _output(plan, tensor, facts, LazyTensor(algebra.stored(tensor)), kind, ())
 
 
 def _output(
-    plan: Plan, tensor: Stored, value: LazyTensor, kind: Kind, deltas: tuple[Delta, ...]
+    plan: Plan,
+    tensor: Stored,
+    facts: TensorFacts,
+    value: LazyTensor,
+    kind: Kind,
+    deltas: tuple[Delta, ...],
 ) -> BoundTensor:
-    dtype = (plan.output.dtype.at(tensor.name) if tensor.dtype.is_float else None) or tensor.dtype
+    dtype = (plan.output.dtype.at(facts) if tensor.dtype.is_float else None) or tensor.dtype
     compute = compute_dtype(dtype, plan.numerics.compute_dtype)
     output = OutputTensor(tensor.name, dtype, compute, value.node)
-    return BoundTensor(output, kind, tensor, deltas)
-
-
-def _check_rules(plan: Plan, names: list[str]) -> None:
-    """Every mask and dtype rule must match a tensor: one that does not is a slip of the pen."""
-    rules: list[tuple[str, MaskEntry | DtypeRule]] = []
-    for masks in (plan.masks, *(source.masks for source in plan.sources)):
-        rules.extend(("mask", entry) for entry in masks.unused(names))
-    rules.extend(("dtype rule", rule) for rule in plan.output.dtype.unused(names))
-    if rules:
-        raise PlanError("\n".join(_unmatched(what, rule, names) for what, rule in rules))
-
-
-def _shadowed(plan: Plan, names: list[str]) -> list[str]:
-    """Masks that match tensors and yet decide none: an earlier entry matches them all."""
-    lists = [masks for masks in (plan.masks, *(s.masks for s in plan.sources)) if masks.entries]
-    return [
-        f"{entry.position}: this mask ({entry.text}) decides no tensor: earlier entries match all "
-        "of its tensors, and the first match wins"
-        for masks in lists
-        for deciding in [{masks.at(name).position for name in names}]
-        for entry in masks.entries
-        if entry.position not in deciding
-    ]
-
-
-def _unmatched(what: str, rule: MaskEntry | DtypeRule, names: list[str]) -> str:
-    selector = rule.selector
-    text = f"{rule.position}: this {what} matches no tensor ({selector.text})"
-    near: list[str] = []
-    for glob in selector.match or ():
-        near.extend(nearest(glob.strip("*."), _parts(names), limit=2, cutoff=0.5))
-    if near:
-        return (
-            f"{text}; tensors have names with {' and '.join(f'`{n}`' for n in dict.fromkeys(near))}"
-        )
-    shown = ", ".join(names[:3])
-    return f"{text}; the target's tensors are {shown}, ... (`mergeengine inspect` lists them)"
-
-
-def _parts(names: list[str]) -> list[str]:
-    """The words that names are made of: single components, and pairs."""
-    words: dict[str, None] = {}
-    for name in names:
-        parts = name.split(".")
-        for length in (1, 2):
-            for start in range(len(parts) - length + 1):
-                words[".".join(parts[start : start + length])] = None
-    return list(words)
+    return BoundTensor(output, kind, tensor, facts, deltas)

@@ -39,6 +39,7 @@ HISTOGRAM = 1 << 19
 FIXED = 40 << 20  # interpreter, allocator and thread stacks beyond the imports
 PER_TENSOR = 3584  # names, journal and manifest of one output tensor
 PER_LOAD = 1280  # headers, nodes and instructions of one of its inputs
+PER_STEP = 1536  # a pass before the one that writes: nodes that need its result, too
 LOOKAHEAD = 32  # outputs under way at once, so that passes of one hide the waits of another
 COMFORTABLE = 128 << 20  # more than this for blocks was never measured to be faster
 MOST_CHUNKS = 1  # larger blocks were not faster, warm or cold
@@ -302,7 +303,8 @@ def _bookkeeping_bytes(tensors: tuple[TensorSchedule, ...]) -> int:
         for piece in step.pieces
     )
     outputs = sum(len(tensor.destinations) for tensor in tensors)
-    return outputs * PER_TENSOR + loads * PER_LOAD
+    steps = sum(len(tensor.before) for tensor in tensors)
+    return outputs * PER_TENSOR + steps * PER_STEP + loads * PER_LOAD
 
 
 def whole_workspace(step: Step) -> int:

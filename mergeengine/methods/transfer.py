@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from mergeengine.lazy.tensor import LazyTensor
 
 
-def transfer(target: LazyTensor, deltas: Sequence[tuple[float, LazyTensor]]) -> LazyTensor:
+def transfer(
+    target: LazyTensor, deltas: Sequence[tuple[float | LazyTensor, LazyTensor]]
+) -> LazyTensor:
     """``target`` plus each delta times its coefficient, in the order given.
 
-    A coefficient of 0 leaves its delta out: nothing of it is read.
+    Coefficients are numbers, or lazy ones such as those of `methods.relative`. A coefficient of 0
+    leaves its delta out: nothing of it is read.
     """
     merged = target
     for coefficient, delta in deltas:

@@ -8,6 +8,7 @@ from typing import cast
 
 from mergeengine.plan.document import Node
 from mergeengine.plan.document import Path as KeyPath
+from mergeengine.plan.parameters import form, scaling
 from mergeengine.plan.plan import (
     DEFAULT_SHARD_SIZE,
     DtypeRule,
@@ -19,11 +20,10 @@ from mergeengine.plan.plan import (
     Source,
     Substituted,
 )
-from mergeengine.plan.schema import MaskKeys, OutputKeys, PlanKeys, SelectorKeys, SourceKeys
+from mergeengine.plan.schema import MaskKeys, OutputKeys, PlanKeys, SourceKeys
+from mergeengine.plan.selecting import Selections
 from mergeengine.values.masks import MaskEntry, Masks
 from mergeengine.values.references import ModelReference, local_path, parse_reference
-from mergeengine.values.scaling import Scaling
-from mergeengine.values.selectors import Selector
 
 
 def build(
@@ -35,14 +35,15 @@ def build(
     warnings: tuple[str, ...],
 ) -> Plan:
     """The plan of `keys`; `root` tells where each value is written."""
-    plan = _Builder(root, file.parent).plan(keys, text, file)
+    plan = _Builder(root, file.parent, Selections(keys.selections)).plan(keys, text, file)
     return replace(plan, substituted=substituted, warnings=warnings)
 
 
 class _Builder:
-    def __init__(self, root: Node, folder: Path) -> None:
+    def __init__(self, root: Node, folder: Path, selections: Selections) -> None:
         self.root = root
         self.folder = folder
+        self.selections = selections
 
     def plan(self, keys: PlanKeys, text: str, file: Path) -> Plan:
         target = "target" if keys.base is None else "base"
@@ -66,13 +67,13 @@ class _Builder:
         shared: KeyPath = ("source_base",) if keys.base is None else ("base",)
         if keys.sources is None:
             source_ft = self._reference(("source_ft",))
-            scaling = self._scaling(("scaling",), keys.scaling)
+            applied = scaling(keys.scaling, self.root, ("scaling",), self.selections)
             return (
                 Source(
                     name="source1",
                     source_base=self._reference(shared),
                     source_ft=source_ft,
-                    scaling=scaling,
+                    scaling=applied,
                     position=source_ft.position,
                 ),
             )
@@ -87,7 +88,7 @@ class _Builder:
             name=keys.name or f"source{index + 1}",
             source_base=self._reference(own_base),
             source_ft=self._reference((*here, "source_ft")),
-            scaling=self._scaling((*here, "scaling"), keys.scaling),
+            scaling=scaling(keys.scaling, self.root, (*here, "scaling"), self.selections),
             masks=self._masks(keys.masks, (*here, "masks")),
             position=self.root.at(here).position,
         )
@@ -97,14 +98,14 @@ class _Builder:
         assert isinstance(node.value, str)
         return parse_reference(node.value, self.folder, node.position)
 
-    def _scaling(self, path: KeyPath, value: float) -> Scaling:
-        written = self.root.at(path[:-1]).get(str(path[-1]))
-        return Scaling(value, None if written is None else written.position)
-
     def _masks(self, entries: list[MaskKeys], path: KeyPath) -> Masks:
         return Masks(
             tuple(
-                MaskEntry(_selector(entry), entry.scale, self.root.at((*path, index)).position)
+                MaskEntry(
+                    self.selections.selector(entry),
+                    form(entry.scale, self.root, (*path, index, "scale"), self.selections),
+                    self.root.at((*path, index)).position,
+                )
                 for index, entry in enumerate(entries)
             )
         )
@@ -112,7 +113,9 @@ class _Builder:
     def _output(self, keys: OutputKeys) -> OutputOptions:
         rules = (
             DtypeRule(
-                _selector(rule), rule.dtype, self.root.at(("output", "dtype", index)).position
+                self.selections.selector(rule),
+                rule.dtype,
+                self.root.at(("output", "dtype", index)).position,
             )
             for index, rule in enumerate(keys.dtype or [])
         )
@@ -129,10 +132,3 @@ class _Builder:
         if value in ("target", "source_ft"):
             return cast(Role, value)
         return self._reference(("output", key))
-
-
-def _selector(keys: SelectorKeys) -> Selector:
-    return Selector(
-        layers=None if keys.layers is None else tuple(keys.layers),
-        match=None if keys.match is None else tuple(keys.match),
-    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mergeengine.lazy.dtypes import DType
+from mergeengine.values.anatomy import TensorFacts
 from mergeengine.values.masks import Masks
 from mergeengine.values.positions import Position
 from mergeengine.values.references import ModelReference
@@ -55,15 +56,15 @@ class DtypeRules:
 
     rules: tuple[DtypeRule, ...] = ()
 
-    def at(self, name: str) -> DType | None:
-        rule = self.rule_at(name)
+    def at(self, tensor: TensorFacts) -> DType | None:
+        rule = self.rule_at(tensor)
         return None if rule is None else rule.dtype
 
-    def rule_at(self, name: str) -> DtypeRule | None:
-        return first_match(self.rules, name)
+    def rule_at(self, tensor: TensorFacts) -> DtypeRule | None:
+        return first_match(self.rules, tensor)
 
-    def unused(self, names: Iterable[str]) -> list[DtypeRule]:
-        return unused_rules(self.rules, names)
+    def unused(self, tensors: Iterable[TensorFacts]) -> list[DtypeRule]:
+        return unused_rules(self.rules, tensors)
 
 
 @dataclass(frozen=True, slots=True)

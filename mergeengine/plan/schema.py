@@ -8,27 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    WithJsonSchema,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from mergeengine.lazy.dtypes import OUTPUT_DTYPES, DType
+from mergeengine.plan.forms import LINE, Keys, Line, NotExpected, checked
+from mergeengine.plan.parameters import Scaled, Varying
 from mergeengine.plan.plan import ComputeDtype, OnExtra, OnMismatch, OnMissing
+from mergeengine.plan.selecting import SelectorKeys
 from mergeengine.units import parse_size
 from mergeengine.values.nearest import did_you_mean, nearest
-from mergeengine.values.references import (
-    REFERENCE,
-    check_path,
-    check_printable,
-    check_reference,
-)
-from mergeengine.values.selectors import LayerRange
+from mergeengine.values.references import REFERENCE, check_path, check_reference
 
 # Names of other tools for the same types.
 _DTYPE_SYNONYMS = {
@@ -42,14 +31,6 @@ _DTYPE_SYNONYMS = {
 }
 
 
-class NotExpected(ValueError):
-    """``expected ...``: the reader of the error adds what was found, then `hint`."""
-
-    def __init__(self, expected: str, hint: str = "") -> None:
-        super().__init__(expected)
-        self.hint = hint
-
-
 def _version(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value > 1:
         raise ValueError(f"this mergeengine reads plans of version 1, not {value}")
@@ -58,29 +39,11 @@ def _version(value: Any) -> int:
     return 1
 
 
-def _one_or_many(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-def _checked(check: Any) -> AfterValidator:
-    def validate(text: str) -> str:
-        check(text)
-        return text
-
-    return AfterValidator(validate)
-
-
 def _size(value: Any) -> int:
     try:
         return parse_size(value if isinstance(value, int) else str(value))
     except (ValueError, OverflowError):
         raise NotExpected("expected a size such as 5GB, 512MiB or 1048576") from None
-
-
-def _layers(value: Any) -> LayerRange:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise NotExpected("expected layers such as 4, 0-3 or 28-")
-    return LayerRange.parse(value)
 
 
 def _dtype(value: Any) -> DType:
@@ -108,21 +71,11 @@ def _files_of(text: str) -> str:
     return text
 
 
-def _one_or_list(one: dict[str, Any]) -> WithJsonSchema:
-    """For editors: `json_schema` tells what the validators above read."""
-    return WithJsonSchema({"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]})
-
-
-_LINE = {"type": "string", "pattern": r"^\S(.*\S)?$"}
-_LAYERS = r"^\s*[0-9]{1,9}\s*(-\s*([0-9]{1,9}\s*)?)?$"
 _SIZE = r"^\s*[0-9]+(\.[0-9]+)?\s*(([KMGTPkmgtp][Ii]?)?[Bb])?\s*$"
 _DTYPE = {"enum": list(OUTPUT_DTYPES)}
-_RANGE = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": _LAYERS}]}
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Line = Annotated[str, _checked(check_printable), WithJsonSchema(_LINE)]
 Reference = Annotated[
-    str, _checked(check_reference), WithJsonSchema({"type": "string", "pattern": REFERENCE})
+    str, checked(check_reference), WithJsonSchema({"type": "string", "pattern": REFERENCE})
 ]
 FilesOf = Annotated[
     str,
@@ -131,7 +84,7 @@ FilesOf = Annotated[
         {"anyOf": [{"enum": ["target", "source_ft"]}, {"type": "string", "pattern": REFERENCE}]}
     ),
 ]
-OutputPath = Annotated[str, _checked(check_path), WithJsonSchema(_LINE)]
+OutputPath = Annotated[str, checked(check_path), WithJsonSchema(LINE)]
 Size = Annotated[
     int,
     PlainValidator(_size),
@@ -139,43 +92,25 @@ Size = Annotated[
         {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": _SIZE}]}
     ),
 ]
-Layers = Annotated[
-    list[Annotated[LayerRange, PlainValidator(_layers)]],
-    BeforeValidator(_one_or_many),
-    Field(min_length=1),
-    _one_or_list(_RANGE),
-]
-Globs = Annotated[
-    list[Line], BeforeValidator(_one_or_many), Field(min_length=1), _one_or_list(_LINE)
-]
-
-
-class _Keys(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class SelectorKeys(_Keys):
-    layers: Layers | None = None
-    match: Globs | None = None
 
 
 class MaskKeys(SelectorKeys):
-    scale: Number
+    scale: Varying
 
 
 class DtypeRuleKeys(SelectorKeys):
     dtype: Annotated[DType, PlainValidator(_dtype), WithJsonSchema(_DTYPE)]
 
 
-class SourceKeys(_Keys):
+class SourceKeys(Keys):
     name: Line | None = None
     source_base: Reference | None = None
     source_ft: Reference
-    scaling: Number = 1.0
-    masks: list[MaskKeys] = []
+    scaling: Scaled = 1.0
+    masks: list[MaskKeys] = Field([])
 
 
-class OutputKeys(_Keys):
+class OutputKeys(Keys):
     path: OutputPath | None = None
     dtype: (
         Annotated[list[DtypeRuleKeys], BeforeValidator(_dtype_rules), Field(min_length=1)] | None
@@ -186,11 +121,11 @@ class OutputKeys(_Keys):
     generation_config: FilesOf = "source_ft"
 
 
-class NumericsKeys(_Keys):
+class NumericsKeys(Keys):
     compute_dtype: ComputeDtype = "auto"
 
 
-class PlanKeys(_Keys):
+class PlanKeys(Keys):
     version: Annotated[int, PlainValidator(_version), WithJsonSchema({"const": 1})]
     name: Line | None = None
     include: Any = None  # both are gone before these models see a plan: `include`, `variables`
@@ -199,8 +134,9 @@ class PlanKeys(_Keys):
     target: Reference | None = None
     source_base: Reference | None = None
     source_ft: Reference | None = None
-    scaling: Number = 1.0
-    masks: list[MaskKeys] = []
+    scaling: Scaled = 1.0
+    selections: dict[str, SelectorKeys] = Field({})
+    masks: list[MaskKeys] = Field([])
     sources: Annotated[list[SourceKeys], Field(min_length=1)] | None = None
     output: OutputKeys = OutputKeys()
     numerics: NumericsKeys = NumericsKeys()

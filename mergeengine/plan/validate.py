@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any, get_args
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from mergeengine.plan.document import Node, Path
+from mergeengine.plan.forms import Keys, NotExpected, written_keys
+from mergeengine.plan.parameters import form_of
 from mergeengine.plan.problems import Problems
-from mergeengine.plan.schema import (
-    NotExpected,
-    NumericsKeys,
-    OutputKeys,
-    PlanKeys,
-    SourceKeys,
-)
+from mergeengine.plan.schema import NumericsKeys, OutputKeys, PlanKeys, SourceKeys
+from mergeengine.plan.selecting import SELECTING, check_selections
 from mergeengine.values.excerpts import excerpt
 from mergeengine.values.nearest import did_you_mean, nearest
 from mergeengine.values.positions import Position
@@ -33,15 +31,27 @@ def validate(root: Node, problems: Problems) -> PlanKeys | None:
     try:
         keys = PlanKeys.model_validate(root.plain)
     except ValidationError as failure:
-        for error in failure.errors(include_url=False, include_input=False):
-            kind, path = error["type"], error["loc"]
+        for kind, path, context in _flat(failure):
             told_already = any(path[: len(known)] == known for known in empty) or (
                 kind == "missing" and _is_misspelt(root, path)
             )
             if not told_already:
-                problems.add(*_told(root, kind, path, error.get("ctx", {})))
+                problems.add(*_told(root, kind, path, context))
     _check_together(root, problems)
     return None if problems.found else keys
+
+
+def _flat(
+    failure: ValidationError, before: Path = ()
+) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """Kind, path and context of each error, those of forms that are checked by themselves too."""
+    for error in failure.errors(include_url=False, include_input=False):
+        context, path = error.get("ctx", {}), (*before, *error["loc"])
+        inner = context.get("error")
+        if isinstance(inner, ValidationError):
+            yield from _flat(inner, path)
+        else:
+            yield error["type"], path, context
 
 
 def _check_together(root: Node, problems: Problems) -> None:
@@ -71,8 +81,9 @@ def _check_together(root: Node, problems: Problems) -> None:
             if not inherited and source.keys and source.get("source_base") is None:
                 problems.add(source.position, _missing_key(("sources", index, "source_base")))
         _check_names(sources, problems)
+    check_selections(root, problems)
     for path, node in root.walk():
-        if path[-1:] == ("masks",) or path == ("output", "dtype"):
+        if path[-1:] == ("masks",) or path == ("output", "dtype") or _is_parameter(node):
             _check_order(node, problems)
 
 
@@ -84,7 +95,7 @@ def _elsewhere(place: Position, seen_from: Position) -> str:
 
 def _is_misspelt(root: Node, path: Path) -> bool:
     """Whether a missing key stands there under a wrong name, which is told as an unknown key."""
-    known = _model_at(path[:-1]).model_fields
+    known = written_keys(_model_at(root, path[:-1]))
     written = [key for key in root.at(path[:-1]).keys if key not in known]
     return any(nearest(key, known) == [path[-1]] for key in written)
 
@@ -110,11 +121,16 @@ def _check_order(rules: Node, problems: Problems) -> None:
         if catch_all is not None:
             line, same = catch_all.position.line, catch_all.position.file == entry.position.file
             before = f"the entry of line {line}" if line and same else "an earlier entry"
-            message = f"never used: {before} has no `layers` or `match` and takes every tensor"
+            message = f"never used: {before} has no selector and takes every tensor"
             problems.add(entry.position, message)
             return
-        if entry.keys and not {"layers", "match"} & entry.keys.keys():
+        if entry.keys and entry.keys.keys().isdisjoint(SELECTING):
             catch_all = entry
+
+
+def _is_parameter(node: Node) -> bool:
+    """Whether a list is one of a parameter's rules."""
+    return any(entry.get("value") is not None for entry in _entries(node))
 
 
 def _entries(node: Node) -> list[Node]:
@@ -134,13 +150,14 @@ def _told(root: Node, kind: str, path: Path, context: dict[str, Any]) -> tuple[P
     node = root.at(path)
     label = _label(_written(root, path))
     if kind == "extra_forbidden":
-        return root.key_position(path), _unknown_key(path)
+        return root.key_position(path), _unknown_key(root, path)
     if kind == "missing":
         return root.at(path[:-1]).position, _missing_key(path)
     if kind == "finite_number":
         return node.position, f"{label}: expected a finite number, found {excerpt(node.written)}"
     if kind == "too_short":
-        return node.position, f"{label}: expected at least one entry, found an empty list"
+        found = "mapping" if isinstance(node.value, dict) else "list"
+        return node.position, f"{label}: expected at least one entry, found an empty {found}"
     error = context.get("error")
     if isinstance(error, ValueError) and not isinstance(error, NotExpected):
         return node.position, f"{label}: {error}"
@@ -183,9 +200,9 @@ def _missing_key(path: Path) -> str:
     return f"{_label(path)} is missing" + (f": {_NEEDED[key]}" if key in _NEEDED else "")
 
 
-def _unknown_key(path: Path) -> str:
+def _unknown_key(root: Node, path: Path) -> str:
     key = str(path[-1])
-    known = list(_model_at(path[:-1]).model_fields)
+    known = list(written_keys(_model_at(root, path[:-1])))
     hint = did_you_mean(key, known)
     if not hint and len(path) == 1:
         elsewhere = (("output", OutputKeys), ("numerics", NumericsKeys), ("sources", SourceKeys))
@@ -197,12 +214,22 @@ def _unknown_key(path: Path) -> str:
     return f"unknown key `{excerpt(key)}`{hint}"
 
 
-def _model_at(path: Path) -> type[BaseModel]:
+def _model_at(root: Node, path: Path) -> type[BaseModel]:
     """The model that describes the mapping at `path`."""
     model: type[BaseModel] = PlanKeys
-    for step in path:
+    place = 0
+    while place < len(path):
+        step, place = path[place], place + 1
         if isinstance(step, str):
-            model = _models_in(model.model_fields[step].annotation)[0]
+            annotation = written_keys(model)[step]
+            if get_origin(annotation) is dict:  # of names that the plan gives
+                place += 1
+            value = root.at(path[:place]).plain
+            while place < len(path) and isinstance(path[place], int):
+                place += 1
+            model = _models_in(annotation)[0]
+            if model is Keys:  # a parameter, whose keys depend on what is written
+                model = form_of(value) or model
     return model
 
 

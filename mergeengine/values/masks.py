@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from mergeengine.values.decisions import Decision, number_text
+from mergeengine.values.anatomy import TensorFacts
+from mergeengine.values.decisions import Decision
+from mergeengine.values.parameters import Form, Number
 from mergeengine.values.positions import Position
 from mergeengine.values.selectors import Selector, first_match, unused_rules
+
+WHOLE = Number(1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +23,12 @@ class MaskEntry:
     """
 
     selector: Selector
-    scale: float = 1.0
+    scale: Form = WHOLE
     position: Position | None = field(default=None, compare=False)
 
     @property
     def text(self) -> str:
-        return f"{self.selector.text}, scale: {number_text(self.scale)}"
+        return f"{self.selector.text}, scale: {self.scale.text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +37,14 @@ class Masks:
 
     entries: tuple[MaskEntry, ...] = ()
 
-    def at(self, name: str) -> Decision:
-        """The factor for the tensor `name`; 1.0 where no entry matches."""
-        entry = first_match(self.entries, name)
+    def at(self, tensor: TensorFacts) -> Decision:
+        """The factor for a tensor; 1.0 where no entry matches."""
+        entry = first_match(self.entries, tensor)
         if entry is None:
             return Decision(1.0)
-        return Decision(entry.scale, entry.position, entry.text)
+        decided = entry.scale.at(tensor, "scale", entry.position)
+        return replace(decided, text=f"{entry.selector.text}, {decided.text}")
 
-    def unused(self, names: Iterable[str]) -> list[MaskEntry]:
-        """The entries whose selector matches none of `names`."""
-        return unused_rules(self.entries, names)
+    def unused(self, tensors: Iterable[TensorFacts]) -> list[MaskEntry]:
+        """The entries whose selector matches none of `tensors`."""
+        return unused_rules(self.entries, tensors)

@@ -108,3 +108,37 @@ def test_several_sources_and_a_dtype_rule(here, command):
         "    code: 1    scaling: 1, the default\n"
         '          × 0  match: "*norm*", scale: 0  plan.yaml:6:64\n'
     )
+
+
+SCALED = """\
+version: 1
+target: ./target
+source_base: ./base
+source_ft: ./ft
+scaling:
+  at_most: 0.1
+  value:
+    - {kind: norm, value: 0}
+    - {kind: mlp, value: {shallow: 0.2, deep: 1.0}}
+    - {value: 0.5}
+"""
+
+
+def test_rules_schedules_and_norms(here, command):
+    (here / "plan.yaml").write_text(SCALED)
+    assert command("explain", "plan.yaml", "*.1.mlp.*").out == (
+        "model.layers.1.mlp.up_proj.weight  bfloat16 [6, 4]\n"
+        "  = target + min(0.6, 0.1 · ‖target‖ / ‖source_ft − source_base‖)"
+        " · (source_ft − source_base)\n"
+        "    the norm of the delta is bounded: at_most: 0.1 (plan.yaml:6:12)\n"
+        "    0.6  kind: mlp, value: {shallow: 0.2, deep: 1} at depth 0.5  plan.yaml:9:7\n"
+    )
+    assert "frozen: the scale" in command("explain", "plan.yaml", "*norm*").out
+    assert (
+        "0.5  every other tensor, value: 0.5  plan.yaml:10:7"
+        in command("explain", "plan.yaml", "*embed*").out
+    )
+    swept = command("explain", "plan.yaml", "*.1.mlp.*", "--set", "scaling=[0.2,1.0]").out
+    assert "0.6  scaling: [0.2, 1] at depth 0.5  --set scaling=[0.2,1.0]" in swept
+    ratio = command("explain", "plan.yaml", "*embed*", "--set", "scaling={ratio: 0.25}").out
+    assert "= target + 0.25 · ‖target‖ / ‖source_ft − source_base‖ · (source_ft" in ratio

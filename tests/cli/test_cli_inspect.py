@@ -67,3 +67,17 @@ def test_what_is_no_model(here, command, reference, code, text):
     ended = command("inspect", reference, "--offline")
     assert (ended.code, ended.out) == (code, "")
     assert text in ended.err
+
+
+def test_kinds(here, command):
+    out = command("inspect", "target", "--kinds").out
+    assert (
+        "mlp           3 tensors, 72 parameters, as model.layers.0.mlp.up_proj.weight\n"
+        "norm          1 tensors, 4 parameters, as model.norm.weight\n"
+        "embedding     1 tensors, 32 parameters, as model.embed_tokens.weight\n"
+    ) in out
+    assert "q_proj        3 tensors, 48 parameters, as model.layers.0.self_attn" in out
+    listed = command("inspect", "target", "--kinds", "--format", "json").json["kinds"]
+    assert [each["kind"] for each in listed if each["role"]] == [
+        "attention", "mlp", "norm", "embedding",
+    ]  # fmt: skip

@@ -6,6 +6,7 @@ import pytest
 
 from mergeengine.errors import PlanError
 from mergeengine.plan import Plan, load_plan
+from mergeengine.values.anatomy import lone
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_equal_plans_are_equal_whatever_files_they_come_from(folder: Path) -> No
 def test_positions_name_the_file(folder: Path) -> None:
     plan = read("version: 1\ninclude: shared/a.yaml\nscaling: 0.5\n", a=A)
     assert str(plan.masks.entries[0].position) == "shared/a.yaml:3:9"
-    assert str(plan.sources[0].scaling.position) == "plan.yaml:3:10"
+    assert str(plan.sources[0].scaling.at(lone("x")).position) == "plan.yaml:3:10"
     assert str(plan.target.position) == "shared/a.yaml:1:7"
 
 
@@ -80,7 +81,7 @@ def test_variables_cross_files(folder: Path) -> None:
 def test_one_file_may_come_in_twice(folder: Path) -> None:
     plan = read("version: 1\ninclude: [shared/b.yaml, shared/c.yaml]\n", a=A,
                 b="include: a.yaml\n", c="include: a.yaml\nscaling: 2\n")  # fmt: skip
-    assert plan.sources[0].scaling.value == 2
+    assert plan.sources[0].scaling.at(lone("x")).value == 2
 
 
 def test_digests_are_of_what_a_file_says(folder: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mergeengine.errors import PlanError
 from mergeengine.lazy.dtypes import BFLOAT16, FLOAT32
 from mergeengine.plan import load_plan, parse_plan
+from mergeengine.values.anatomy import lone
 from mergeengine.values.references import ModelReference
 
 FULL = """\
@@ -51,13 +52,13 @@ def test_every_key_arrives(tmp_path: Path) -> None:
     assert source.name == "source1"
     assert source.source_base.repo == "meta-llama/Meta-Llama-3-8B"
     assert source.source_ft.path == tmp_path.resolve() / "checkpoints/llama-3-8b-instruct"
-    assert source.scaling.at("x").value == 0.8
-    assert str(source.scaling.at("x").position) == f"{file}:6:10"
+    assert source.scaling.at(lone("x")).value == 0.8
+    assert str(source.scaling.at(lone("x")).position) == f"{file}:6:10"
     assert source.masks.entries == ()
-    assert [plan.masks.at(f"layers.{n}.mlp.w").value for n in (0, 3, 4)] == [0.0, 0.0, 0.5]
-    assert str(plan.masks.at("layers.4.mlp.w").position) == f"{file}:9:5"
+    assert [plan.masks.at(lone(f"layers.{n}.mlp.w")).value for n in (0, 3, 4)] == [0.0, 0.0, 0.5]
+    assert str(plan.masks.at(lone("layers.4.mlp.w")).position) == f"{file}:9:5"
     assert plan.output.path == tmp_path.resolve() / "out/recycled"
-    assert plan.output.dtype.at("any") == BFLOAT16
+    assert plan.output.dtype.at(lone("any")) == BFLOAT16
     assert plan.output.shard_size == 2_000_000_000
     assert plan.numerics.compute_dtype == "float64"
     assert (plan.on_missing, plan.on_extra, plan.on_mismatch) == (
@@ -73,10 +74,10 @@ def test_defaults() -> None:
     assert plan.target == plan.sources[0].source_base
     assert plan.target.repo == "org/old"
     assert plan.sources[0].source_ft.path == Path.cwd().resolve() / "plans/tuned"
-    assert plan.sources[0].scaling.at("x").value == 1.0
+    assert plan.sources[0].scaling.at(lone("x")).value == 1.0
     assert plan.masks.entries == ()
     assert plan.output.path is None
-    assert plan.output.dtype.at("x") is None
+    assert plan.output.dtype.at(lone("x")) is None
     assert plan.output.shard_size == 5_000_000_000
     assert plan.output.tokenizer == "source_ft"
     assert plan.output.config == "target"
@@ -99,10 +100,10 @@ def test_several_sources_inherit_and_override_the_base() -> None:
     first, second = plan.sources
     assert (first.name, second.name) == ("source1", "code")
     assert (first.source_base.repo, second.source_base.repo) == ("org/old", "org/other")
-    assert (first.scaling.value, second.scaling.value) == (0.5, 1.0)
-    assert first.masks.at("h.3.w").value == 0.25
-    assert second.masks.at("h.3.w").value == 1.0
-    assert plan.masks.at("embed").value == 0.0
+    assert (first.scaling.at(lone("x")).value, second.scaling.at(lone("x")).value) == (0.5, 1.0)
+    assert first.masks.at(lone("h.3.w")).value == 0.25
+    assert second.masks.at(lone("h.3.w")).value == 1.0
+    assert plan.masks.at(lone("embed")).value == 0.0
     assert str(first.position) == "p.yaml:6:5"
 
 
@@ -123,14 +124,14 @@ def test_dtype_rules() -> None:
         + '    - {layers: "0-", dtype: bfloat16}\n',
         "p.yaml",
     ).output.dtype
-    assert rules.at("layers.0.router.w") == FLOAT32
-    assert rules.at("layers.0.w") == BFLOAT16
-    assert rules.at("lm_head") is None
-    decided = rules.rule_at("layers.0.router.w")
+    assert rules.at(lone("layers.0.router.w")) == FLOAT32
+    assert rules.at(lone("layers.0.w")) == BFLOAT16
+    assert rules.at(lone("lm_head")) is None
+    decided = rules.rule_at(lone("layers.0.router.w"))
     assert decided is not None
     assert str(decided.position) == "p.yaml:6:7"
     assert decided.text == 'match: ["*router*", "*gate.weight"], dtype: float32'
-    assert rules.unused(["layers.0.w"]) == [rules.rules[0]]
+    assert rules.unused([lone(name) for name in ["layers.0.w"]]) == [rules.rules[0]]
 
 
 def test_files_may_come_from_another_model() -> None:
@@ -188,7 +189,7 @@ def test_identity_leaves_out_where_the_output_lies() -> None:
 )
 def test_numbers(written: str, value: float) -> None:
     plan = parse_plan(f"{SHORT}scaling: {written}\n", "p.yaml")
-    assert plan.sources[0].scaling.value == value
+    assert plan.sources[0].scaling.at(lone("x")).value == value
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
@@ -196,7 +197,12 @@ def test_numbers(written: str, value: float) -> None:
 @example(-0.0)
 def test_every_number_reads_back_exactly(value: float) -> None:
     for written in (repr(value), f"{value:.17e}", f"{value:.17E}"):
-        read = parse_plan(f"{SHORT}scaling: {written}\n", "p.yaml").sources[0].scaling.value
+        read = (
+            parse_plan(f"{SHORT}scaling: {written}\n", "p.yaml")
+            .sources[0]
+            .scaling.at(lone("x"))
+            .value
+        )
         assert read == value
         assert math.copysign(1, read) == math.copysign(1, value)
 

@@ -5,6 +5,7 @@ import pytest
 from mergeengine.errors import PlanError
 from mergeengine.lazy.dtypes import FLOAT32
 from mergeengine.plan import Plan, parse_plan
+from mergeengine.values.anatomy import lone
 
 PLAN = """\
 version: 1
@@ -24,14 +25,14 @@ def read(*overrides: str) -> Plan:
 
 def test_values_replace_and_add() -> None:
     plan = read("sources.0.scaling=1e-3", "sources.1.scaling=.25", "name=other")
-    assert [source.scaling.value for source in plan.sources] == [1e-3, 0.25]
+    assert [source.scaling.at(lone("x")).value for source in plan.sources] == [1e-3, 0.25]
     assert plan.name == "other"
-    assert str(plan.sources[0].scaling.position) == "--set sources.0.scaling=1e-3"
+    assert str(plan.sources[0].scaling.at(lone("x")).position) == "--set sources.0.scaling=1e-3"
 
 
 def test_missing_sections_are_made() -> None:
     plan = read("output.dtype=float32", "output.path=o", "numerics.compute_dtype=float64")
-    assert plan.output.dtype.at("x") == FLOAT32
+    assert plan.output.dtype.at(lone("x")) == FLOAT32
     assert plan.document["output"] == {"dtype": "float32", "path": "o"}
     assert plan.numerics.compute_dtype == "float64"
 
@@ -39,9 +40,9 @@ def test_missing_sections_are_made() -> None:
 def test_lists_and_mappings() -> None:
     assert read("masks=[]").masks.entries == ()
     plan = read('masks=[{match: "*a*", scale: 0.125}]')
-    assert plan.masks.at("xax").value == 0.125
-    assert str(plan.masks.at("xax").position) == '--set masks=[{match: "*a*", scale: 0.125}]'
-    assert read("masks.1.scale=0.75").masks.at("b").value == 0.75
+    assert plan.masks.at(lone("xax")).value == 0.125
+    assert str(plan.masks.at(lone("xax")).position) == '--set masks=[{match: "*a*", scale: 0.125}]'
+    assert read("masks.1.scale=0.75").masks.at(lone("b")).value == 0.75
 
 
 def test_the_last_one_wins() -> None:
@@ -50,7 +51,13 @@ def test_the_last_one_wins() -> None:
 
 def test_an_override_may_mend_the_plan() -> None:
     broken = PLAN.replace("scaling: 0.5", "scaling: high")
-    assert parse_plan(broken, "p.yaml", ["sources.0.scaling=0.5"]).sources[0].scaling.value == 0.5
+    assert (
+        parse_plan(broken, "p.yaml", ["sources.0.scaling=0.5"])
+        .sources[0]
+        .scaling.at(lone("x"))
+        .value
+        == 0.5
+    )
 
 
 def test_text_and_document() -> None:
@@ -66,7 +73,7 @@ def test_setting_through_an_alias_changes_one_place() -> None:
         "  - {source_ft: org/b, masks: *m}\n"
     )
     plan = parse_plan(text, "p.yaml", ["sources.1.masks.0.scale=0.5"])
-    assert [source.masks.at("a").value for source in plan.sources] == [0.0, 0.5]
+    assert [source.masks.at(lone("a")).value for source in plan.sources] == [0.0, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mergeengine.plan import load_plan, parse_plan
+from mergeengine.values.anatomy import lone
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,8 +23,26 @@ def test_the_plans_of_the_readme_are_valid() -> None:
     for text in plans:
         plan = parse_plan(text, ROOT / "plan.yaml")
         assert plan.warnings == ()
-        assert plan.masks.at("model.layers.2.mlp.up_proj.weight").value == 0.0
-        assert plan.masks.at("model.layers.9.mlp.up_proj.weight").value == 0.5
+        assert plan.masks.at(lone("model.layers.2.mlp.up_proj.weight")).value == 0.0
+        assert plan.masks.at(lone("model.layers.9.mlp.up_proj.weight")).value == 0.5
+
+
+def test_the_scalings_and_selectors_of_the_readme_are_valid() -> None:
+    head = "version: 1\nbase: org/old\nsource_ft: ./tuned\n"
+    scalings = re.findall(r"`(scaling: .*?)`", README)
+    assert len(scalings) > 10
+    for text in scalings:
+        assert parse_plan(f"{head}{text}\n", "p.yaml").sources[0].scaling
+    selectors = README.split("| condition | chooses | example |")[1].split("\n\n")[0]
+    rows = [row.replace("\\|", "\0").split("|") for row in selectors.splitlines()[2:]]
+    assert len(rows) == 6
+    for _, keys, _, examples, _ in rows:
+        for example in re.findall("`(.*?)`", examples.replace("\0", "|")):
+            for key in re.findall("`(.*?)`", keys):
+                entry = example if example.startswith("{not") else f"{{{key}: {example}}}"
+                masks = f"masks: [{{all: {entry}, scale: 0}}]\n"
+                plan = f"{head}selections: {{upper_mlp: {{kind: mlp}}}}\n{masks}"
+                assert parse_plan(plan, "p.yaml").masks.entries
 
 
 def test_the_readme_knows_every_key() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from mergeengine.errors import PlanError
 from mergeengine.plan import Plan, parse_plan
+from mergeengine.values.anatomy import lone
 
 PLAN = """\
 version: 1
@@ -56,24 +57,24 @@ def test_places_are_those_of_the_line_that_decides() -> None:
 @pytest.mark.parametrize("override", ["vars.strength=0.5", "strength=0.5"])
 def test_set(override: str) -> None:
     plan = read(override)
-    assert plan.sources[0].scaling.value == 0.5
+    assert plan.sources[0].scaling.at(lone("x")).value == 0.5
     assert plan.name == "llama-at-0.5"
 
 
 def test_set_inside_a_variable() -> None:
-    assert read("frozen.0.scale=0.25").masks.at("layers.0.w").value == 0.25
+    assert read("frozen.0.scale=0.25").masks.at(lone("layers.0.w")).value == 0.25
 
 
 def test_a_key_goes_before_a_variable_of_its_name() -> None:
     text = PLAN.replace("strength", "scaling")
     plan = parse_plan(text, "p.yaml", ["scaling=0.5"])
-    assert (plan.sources[0].scaling.value, plan.name) == (0.5, "llama-at-1e-1")
+    assert (plan.sources[0].scaling.at(lone("x")).value, plan.name) == (0.5, "llama-at-1e-1")
     assert parse_plan(text, "p.yaml", ["vars.scaling=0.5"]).name == "llama-at-0.5"
 
 
 def test_a_variable_may_be_left_to_the_command_line() -> None:
     text = "version: 1\nbase: org/a\nsource_ft: org/b\nscaling: ${s}\n"
-    assert parse_plan(text, "p.yaml", ["vars.s=2"]).sources[0].scaling.value == 2
+    assert parse_plan(text, "p.yaml", ["vars.s=2"]).sources[0].scaling.at(lone("x")).value == 2
     assert parse_plan(text, "p.yaml", ["scaling=2"]).substituted.document() == {}
     with pytest.raises(PlanError) as raised:
         parse_plan(text, "p.yaml", ["vars.s=2", "vars.ss=3"])
@@ -108,7 +109,7 @@ def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         "name: of ${env:WHO}, ${env:STRENGTH}\n"
     )
     plan = parse_plan(text, "p.yaml")
-    assert plan.sources[0].scaling.value == 0.25
+    assert plan.sources[0].scaling.at(lone("x")).value == 0.25
     assert plan.name == "of ann ${STRENGTH}, 0.25", "what is substituted is not read again"
     assert plan.substituted.document() == {
         "environment": {"STRENGTH": "0.25", "WHO": "ann ${STRENGTH}"}

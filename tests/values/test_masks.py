@@ -4,8 +4,10 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
+from mergeengine.values.anatomy import lone
 from mergeengine.values.decisions import Decision, number_text
 from mergeengine.values.masks import MaskEntry, Masks
+from mergeengine.values.parameters import Number
 from mergeengine.values.positions import Position
 from mergeengine.values.references import ModelReference
 from mergeengine.values.scaling import Scaling
@@ -13,36 +15,36 @@ from mergeengine.values.selectors import LayerRange, Selector
 
 FIRST = Position("plan.yaml", 8, 5)
 SECOND = Position("plan.yaml", 9, 5)
-FROZEN = MaskEntry(Selector(layers=(LayerRange(0, 3),)), 0.0, FIRST)
-HALVED = MaskEntry(Selector(match=("*.mlp.*",)), 0.5, SECOND)
+FROZEN = MaskEntry(Selector(layers=(LayerRange(0, 3),)), Number(0.0), FIRST)
+HALVED = MaskEntry(Selector(match=("*.mlp.*",)), Number(0.5), SECOND)
 MASKS = Masks((FROZEN, HALVED))
 
 
 def test_the_first_entry_that_matches_decides() -> None:
-    both = MASKS.at("layers.2.mlp.w")
+    both = MASKS.at(lone("layers.2.mlp.w"))
     assert (both.value, both.position, both.text) == (0.0, FIRST, "layers: 0-3, scale: 0")
-    later = MASKS.at("layers.4.mlp.w")
+    later = MASKS.at(lone("layers.4.mlp.w"))
     assert (later.value, later.position) == (0.5, SECOND)
     assert later.text == 'match: "*.mlp.*", scale: 0.5'
 
 
 def test_no_match_leaves_the_delta_whole() -> None:
-    decision = MASKS.at("lm_head.weight")
+    decision = MASKS.at(lone("lm_head.weight"))
     assert (decision.value, decision.position, decision.text) == (1.0, None, "default")
-    assert Masks().at("x") == Decision(1.0)
+    assert Masks().at(lone("x")) == Decision(1.0)
 
 
 def test_unused_looks_at_each_entry_alone() -> None:
-    assert MASKS.unused(["layers.9.attn.w"]) == [FROZEN, HALVED]
-    assert MASKS.unused(iter(["layers.0.mlp.w"])) == [], "shadowed is not unused"
-    assert MASKS.unused(iter(["layers.0.w", "layers.1.w"])) == [HALVED]
+    assert MASKS.unused([lone(name) for name in ["layers.9.attn.w"]]) == [FROZEN, HALVED]
+    assert MASKS.unused(lone(name) for name in ["layers.0.mlp.w"]) == [], "shadowed is not unused"
+    assert MASKS.unused(lone(name) for name in ["layers.0.w", "layers.1.w"]) == [HALVED]
 
 
 def test_scaling_is_one_number_for_every_tensor() -> None:
-    decision = Scaling(0.7, FIRST).at("x")
+    decision = Scaling.constant(0.7, FIRST).at(lone("x"))
     assert (decision.value, decision.position, decision.text) == (0.7, FIRST, "scaling: 0.7")
-    assert Scaling().at("x") == Decision(1.0)
-    assert Scaling().at("x").text == "default"
+    assert Scaling().at(lone("x")) == Decision(1.0)
+    assert Scaling().at(lone("x")).text == "default"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_positions_are_read_as_file_line_column() -> None:
 
 
 def test_where_a_value_is_written_does_not_make_it_another_value() -> None:
-    assert Scaling(0.5, FIRST) == Scaling(0.5, SECOND)
+    assert Scaling.constant(0.5, FIRST) == Scaling.constant(0.5, SECOND)
     assert ModelReference("a/b", repo="a/b", position=FIRST) == ModelReference("a/b", repo="a/b")
 
 
@@ -71,4 +73,4 @@ def test_a_reference_is_either_local_or_on_the_hub() -> None:
 
 def test_values_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
-        FROZEN.scale = 1.0  # type: ignore[misc]
+        FROZEN.scale = Number(1.0)  # type: ignore[misc]

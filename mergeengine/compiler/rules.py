@@ -1,0 +1,142 @@
+"""Whether a plan's rules fit the tensors that they are for: one that matches none is a slip."""
+
+from collections.abc import Iterator, Sequence
+from re import findall
+
+from mergeengine.errors import PlanError
+from mergeengine.plan.plan import Plan
+from mergeengine.values.anatomy import Anatomy, TensorFacts
+from mergeengine.values.kinds import ROLES
+from mergeengine.values.masks import MaskEntry
+from mergeengine.values.nearest import did_you_mean, nearest
+from mergeengine.values.parameters import Parameter
+from mergeengine.values.positions import Position
+from mergeengine.values.selectors import Selector, first_match
+
+Listed = tuple[str, Position | None, Selector]
+"""What a rule is called, where it stands, and what it selects."""
+
+
+def check_rules(plan: Plan, anatomy: Anatomy, tensors: Sequence[TensorFacts]) -> None:
+    """PlanError for every rule that matches no tensor, and for kinds that the model has not.
+
+    What is inside `not` or `any` counts as well: a slip there would go unseen.
+    """
+    checked: dict[Selector, str | None] = {}
+    problems = []
+    for what, position, selector in _rules(plan):
+        for part in selector.parts():
+            if part not in checked:
+                checked[part] = _problem(part, anatomy, tensors)
+            if checked[part] is not None:
+                problems.append(f"{position}: this {what} {checked[part]}")
+                break
+    if problems:
+        raise PlanError("\n".join(problems))
+
+
+def check_parameters(plan: Plan, anatomy: Anatomy) -> None:
+    """PlanError for every parameter that cannot be resolved for the layers of the target."""
+    problems = [text for parameter in _parameters(plan) for text in parameter.problems(anatomy)]
+    if problems:
+        raise PlanError("\n".join(problems))
+
+
+def _rules(plan: Plan) -> Iterator[Listed]:
+    for entry in _masks(plan):
+        yield "mask", entry.position, entry.selector
+    for rule in plan.output.dtype.rules:
+        yield "dtype rule", rule.position, rule.selector
+    for parameter in _parameters(plan):
+        for position, selector in parameter.selectors():
+            yield f"rule of `{parameter.key}`", position, selector
+
+
+def _masks(plan: Plan) -> Iterator[MaskEntry]:
+    for masks in (plan.masks, *(source.masks for source in plan.sources)):
+        yield from masks.entries
+
+
+def _parameters(plan: Plan) -> Iterator[Parameter]:
+    for source in plan.sources:
+        yield from source.scaling.parameters()
+    for entry in _masks(plan):
+        yield Parameter("scale", entry.scale, entry.position)
+
+
+def shadowed(plan: Plan, tensors: Sequence[TensorFacts]) -> list[str]:
+    """Masks that match tensors and yet decide none: an earlier entry matches them all."""
+    lists = [masks for masks in (plan.masks, *(s.masks for s in plan.sources)) if masks.entries]
+    return [
+        f"{entry.position}: this mask ({entry.text}) decides no tensor: earlier entries match all "
+        "of its tensors, and the first match wins"
+        for masks in lists
+        for deciding in [{id(first_match(masks.entries, tensor)) for tensor in tensors}]
+        for entry in masks.entries
+        if id(entry) not in deciding
+    ]
+
+
+def _problem(selector: Selector, anatomy: Anatomy, tensors: Sequence[TensorFacts]) -> str | None:
+    """What is wrong with a selector, for after ``this mask``; None where it selects a tensor."""
+    if selector.kind is not None:
+        known = {kind: None for tensor in tensors for kind in sorted(tensor.kinds)}
+        for kind in selector.kind:
+            if kind not in known and (kind not in ROLES or len(selector.kind) == 1):
+                hint = did_you_mean(kind, known)
+                if not hint:
+                    hint = f"; the model has {', '.join(r for r in ROLES if r in known)}, and"
+                    hint += " modules' names (`mergeengine inspect --kinds` lists them)"
+                return f"matches no tensor of the kind `{kind}` ({selector.text}){hint}"
+    if any(map(selector.matches, tensors)):
+        return None
+    text = f"matches no tensor ({selector.text})"
+    if selector.layers is not None and not any(
+        map(Selector(layers=selector.layers).matches, tensors)
+    ):
+        return f"{text}; {_layers(anatomy)}"
+    near: list[str] = []
+    names = [tensor.name for tensor in tensors]
+    if selector.match is not None and not any(map(Selector(match=selector.match).matches, tensors)):
+        for glob in selector.match:
+            near.extend(nearest(glob.strip("*."), _parts(names), limit=2, cutoff=0.5))
+    if selector.regex is not None and not any(map(Selector(regex=selector.regex).matches, tensors)):
+        for regex in selector.regex:
+            words = max(findall(r"\w+", regex), key=len, default="")
+            near.extend(nearest(words, _parts(names), limit=2, cutoff=0.5))
+    if near:
+        found = " and ".join(f"`{name}`" for name in dict.fromkeys(near))
+        return f"{text}; tensors have names with {found}"
+    if _conditions(selector) > 1 and selector.match is None and selector.regex is None:
+        return f"{text}; each condition holds for some tensors, but all of them for none"
+    shown = ", ".join(names[:3])
+    return f"{text}; the target's tensors are {shown}, ... (`mergeengine inspect` lists them)"
+
+
+def _conditions(selector: Selector) -> int:
+    given = (getattr(selector, name) is not None for name in Selector.__slots__)
+    return sum(given)
+
+
+def _layers(anatomy: Anatomy) -> str:
+    stacks = anatomy.stacks
+    if not stacks:
+        return "the target's tensors are in no layers"
+    if len(stacks) == 1:
+        return f"the target's layers are 0 to {max(stacks.values()) - 1}"
+    shown = ", ".join(
+        f"{prefix or 'names beginning with '}0 to {count - 1}"
+        for prefix, count in list(stacks.items())[:4]
+    )
+    return f"the target's layers are {shown}{', ...' if len(stacks) > 4 else ''}"
+
+
+def _parts(names: list[str]) -> list[str]:
+    """The words that names are made of: single components, and pairs."""
+    words: dict[str, None] = {}
+    for name in names:
+        parts = name.split(".")
+        for length in (1, 2):
+            for start in range(len(parts) - length + 1):
+                words[".".join(parts[start : start + length])] = None
+    return list(words)

@@ -1,0 +1,261 @@
+"""The keys of numbers that may differ from tensor to tensor, and what they become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import Field, PlainValidator, TypeAdapter, WithJsonSchema
+
+from mergeengine.plan.document import Node, Path
+from mergeengine.plan.forms import Keys, NotExpected, Number, checked
+from mergeengine.plan.selecting import SELECTING, Selections, SelectorKeys
+from mergeengine.values import parameters as values
+from mergeengine.values.decisions import number_text
+from mergeengine.values.parameters import Curve
+from mergeengine.values.scaling import Scaling
+from mergeengine.values.selectors import LayerRange
+
+
+class OutsideKeys(Keys):
+    before: Number | None = None
+    after: Number | None = None
+
+
+class PointsKeys(Keys):
+    points: Annotated[list[Number], Field(min_length=1)]
+    curve: Curve = "linear"
+    outside: OutsideKeys = OutsideKeys()
+
+
+class CurveKeys(Keys):
+    start: Number = Field(alias="from")
+    end: Number = Field(alias="to")
+    curve: Curve = "linear"
+    outside: OutsideKeys = OutsideKeys()
+
+
+class ShallowDeepKeys(Keys):
+    shallow: Number
+    deep: Number
+    outside: OutsideKeys = OutsideKeys()
+
+
+def spans_of(written: str) -> tuple[LayerRange, ...]:
+    """``0-3, 6``: the ranges of a key of `layers`."""
+    return tuple(LayerRange.parse(part) for part in written.split(","))
+
+
+SpanText = Annotated[str, checked(spans_of)]
+
+
+class LayersKeys(Keys):
+    layers: Annotated[dict[SpanText, Number], Field(min_length=1)]
+    default: Number | None = None
+    outside: OutsideKeys = OutsideKeys()
+
+
+Written = float | list[Any] | Keys
+"""A parameter that has passed the checks: a number, points, rules or one of the keys above."""
+
+
+class MeasuredKeys(Keys):
+    """A scaling that is computed from the tensors' norms; `value` is the factor that is bounded."""
+
+    ratio: Varying | None = None
+    at_most: Bound | None = None
+    value: Varying | None = None
+
+
+# By which keys a mapping is known; the first that it has decides.
+_FORMS: dict[str, type[Keys]] = {
+    "ratio": MeasuredKeys,
+    "at_most": MeasuredKeys,
+    "layers": LayersKeys,
+    "points": PointsKeys,
+    "from": CurveKeys,
+    "to": CurveKeys,
+    "shallow": ShallowDeepKeys,
+    "deep": ShallowDeepKeys,
+}
+FORMS_EXPECTED = (
+    "expected a number, or a mapping with `layers`, `points`, `from` and `to`, "
+    "or `shallow` and `deep`"
+)
+
+
+def form_of(value: Any) -> type[Keys] | None:
+    """The keys that a mapping or an entry of a list is to have; None where none fit."""
+    if isinstance(value, list):
+        return RuleKeys
+    return next((_FORMS[key] for key in _FORMS if key in value), None)
+
+
+def _simple(value: Any) -> Written:
+    if isinstance(value, dict):
+        keys = form_of(value)
+        if keys is MeasuredKeys:
+            raise ValueError(
+                "`ratio` and `at_most` stand directly under `scaling`, and nowhere else"
+            )
+        if keys is None:
+            raise NotExpected(FORMS_EXPECTED)
+        return keys.model_validate(value)
+    if isinstance(value, list):
+        return _POINTS.validate_python(value)
+    return _NUMBER.validate_python(value)
+
+
+def _any(value: Any) -> Written:
+    if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        rules = _RULES.validate_python(value)
+        if not SELECTING.isdisjoint(value[-1]):
+            raise ValueError(
+                "the last rule must be `{value: ...}` without a selector, for all other tensors"
+            )
+        return rules
+    return _simple(value)
+
+
+def _bound(value: Any) -> Written:
+    found = _any(value)
+    if any(number < 0 for number in _numbers(value)):
+        raise ValueError("a norm has no bound below 0")
+    return found
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """The numbers of a parameter as it is written; those of selectors are none of it."""
+    if isinstance(value, dict):
+        inside = [value["value"]] if "value" in value else value.values()
+    else:
+        inside = value if isinstance(value, list) else []
+    for each in inside:
+        yield from _numbers(each)
+    if isinstance(value, int | float):
+        yield value
+
+
+_WORDS = [
+    *("layers", "default", "points", "curve", "from", "to", "shallow", "deep", "outside"),
+    *("ratio", "at_most", "value"),
+]
+_WRITTEN = {
+    "anyOf": [
+        {"type": "number"},
+        {"type": "array", "minItems": 1},
+        {"type": "object", "minProperties": 1, "propertyNames": {"enum": _WORDS}},
+    ]
+}
+Simple = Annotated[Written, PlainValidator(_simple), WithJsonSchema(_WRITTEN)]
+Bound = Annotated[Written, PlainValidator(_bound), WithJsonSchema(_WRITTEN)]
+Varying = Annotated[Written, PlainValidator(_any), WithJsonSchema(_WRITTEN)]
+
+
+class RuleKeys(SelectorKeys):
+    value: Simple
+
+
+def _scaling(value: Any) -> Written:
+    if not isinstance(value, dict) or form_of(value) is not MeasuredKeys:
+        if isinstance(value, dict) and form_of(value) is None:
+            raise NotExpected(f"{FORMS_EXPECTED}, or `ratio` or `at_most`")
+        return _any(value)
+    measured = MeasuredKeys.model_validate(value)
+    if measured.ratio is not None:
+        for key in ("at_most", "value"):
+            if getattr(measured, key) is not None:
+                raise ValueError(f"`{key}` cannot stand beside `ratio`, which decides the norm")
+    return measured
+
+
+Scaled = Annotated[Written, PlainValidator(_scaling), WithJsonSchema(_WRITTEN)]
+MeasuredKeys.model_rebuild()
+
+
+_NUMBER: TypeAdapter[float] = TypeAdapter(Number, config={"strict": True})
+_POINTS: TypeAdapter[list[float]] = TypeAdapter(
+    Annotated[list[Number], Field(min_length=1)], config={"strict": True}
+)
+_RULES: TypeAdapter[list[RuleKeys]] = TypeAdapter(list[RuleKeys])
+
+
+def parameter(
+    key: str, written: Any, root: Node, path: Path, selections: Selections
+) -> values.Parameter:
+    """The parameter `key`; where nothing stands at `path`, `written` is its default."""
+    node = root.at(path[:-1]).get(str(path[-1]))
+    position = None if node is None else node.position
+    return values.Parameter(key, form(written, root, path, selections), position)
+
+
+def scaling(written: Any, root: Node, path: Path, selections: Selections) -> Scaling:
+    """What a checked `scaling` at `path` becomes."""
+
+    def inner(key: str, value: Any) -> values.Parameter:
+        return parameter(key, value, root, (*path, key), selections)
+
+    if not isinstance(written, MeasuredKeys):
+        return Scaling(parameter("scaling", written, root, path, selections))
+    if written.ratio is not None:
+        return Scaling(inner("ratio", written.ratio), "ratio")
+    factor = 1.0 if written.value is None else written.value
+    return Scaling(inner("value", factor), "factor", inner("at_most", written.at_most))
+
+
+def form(written: Any, root: Node, path: Path, selections: Selections) -> values.Form:
+    """What a checked value at `path` becomes."""
+    if isinstance(written, list) and written and isinstance(written[0], RuleKeys):
+        return values.Rules(
+            tuple(
+                values.ParameterRule(
+                    selections.selector(rule),
+                    _simple_form(rule.value, root, (*path, index, "value")),
+                    root.at((*path, index)).position,
+                )
+                for index, rule in enumerate(written)
+            )
+        )
+    return _simple_form(written, root, path)
+
+
+def _simple_form(written: Any, root: Node, path: Path) -> values.Simple:
+    match written:
+        case list():
+            return values.Schedule(tuple(written))
+        case PointsKeys():
+            points = ", ".join(map(number_text, written.points))
+            return _schedule(written, (*written.points,), written.curve, f"points: [{points}]")
+        case CurveKeys():
+            ends = f"from: {number_text(written.start)}, to: {number_text(written.end)}"
+            return _schedule(written, (written.start, written.end), written.curve, ends)
+        case ShallowDeepKeys():
+            ends = f"shallow: {number_text(written.shallow)}, deep: {number_text(written.deep)}"
+            return _schedule(written, (written.shallow, written.deep), "linear", ends)
+        case LayersKeys():
+            entries = root.at((*path, "layers"))
+            return values.LayerMap(
+                tuple(
+                    values.LayerValue(spans_of(key), value, entries.keys.get(key))
+                    for key, value in written.layers.items()
+                ),
+                written.default,
+                _outside(written.outside),
+            )
+        case _:
+            return values.Number(float(written))
+
+
+def _schedule(
+    keys: PointsKeys | CurveKeys | ShallowDeepKeys,
+    points: tuple[float, ...],
+    curve: Curve,
+    words: str,
+) -> values.Schedule:
+    outside = _outside(keys.outside)
+    bent = "" if curve == "linear" else f", curve: {curve}"
+    return values.Schedule(points, curve, outside, f"{{{words}{bent}{outside.text}}}")
+
+
+def _outside(keys: OutsideKeys) -> values.Outside:
+    return values.Outside(keys.before, keys.after)

@@ -22,7 +22,8 @@ class Factor:
 class Term:
     """One delta's part; ``base`` and ``ft`` are the names of the tensors it is the difference of.
 
-    A coefficient of 0 leaves the delta out: it is not read.
+    A coefficient of 0 leaves the delta out: it is not read. ``delta`` is what the coefficient
+    multiplies: the difference, and around it what masks do to it.
     """
 
     source: str
@@ -30,6 +31,7 @@ class Term:
     factors: tuple[Factor, ...]
     base: str
     ft: str
+    delta: str = "(source_ft − source_base)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +80,9 @@ def describe(tensor: Explanation) -> str:
 
 def _explanation(plan: Plan, tensor: BoundTensor) -> Explanation:
     several = len(plan.sources) > 1
-    terms = tuple(_term(delta) for delta in tensor.deltas)
-    origin = "source_ft" if tensor.kind == "copied" else "target"
-    formula = origin + "".join(_text(term, several) for term in terms if term.coefficient)
+    terms = tuple(_term(delta, several) for delta in tensor.deltas)
+    origin = "source_ft" if tensor.kind in ("copied", "kept") else "target"
+    formula = origin + "".join(_text(term) for term in terms if term.coefficient)
     return Explanation(
         name=tensor.output.name,
         dtype=tensor.output.dtype.name,
@@ -92,7 +94,7 @@ def _explanation(plan: Plan, tensor: BoundTensor) -> Explanation:
     )
 
 
-def _term(delta: Delta) -> Term:
+def _term(delta: Delta, several: bool) -> Term:
     decisions = [delta.scaling, *(d for d in (delta.plan_mask, delta.source_mask) if d.position)]
     return Term(
         source=delta.source.name,
@@ -100,7 +102,16 @@ def _term(delta: Delta) -> Term:
         factors=tuple(_factor(decision) for decision in decisions),
         base=delta.base.name,
         ft=delta.ft.name,
+        delta=_delta(delta, f"{delta.source.name}: " if several else ""),
     )
+
+
+def _delta(delta: Delta, of: str) -> str:
+    """``(source_ft − source_base)``, ``top(0.2, source_ft − source_base)``."""
+    text = f"{of}source_ft − source_base"
+    for each in delta.actions:
+        text = each.action.shown(text)
+    return text if delta.actions else f"({text})"
 
 
 def _factor(decision: Decision) -> Factor:
@@ -109,10 +120,9 @@ def _factor(decision: Decision) -> Factor:
     return Factor(decision.value, text, at)
 
 
-def _text(term: Term, several: bool) -> str:
+def _text(term: Term) -> str:
     sign = "−" if term.coefficient < 0 else "+"
-    of = f"{term.source}: " if several else ""
-    return f" {sign} {abs(term.coefficient):.6g} · ({of}source_ft − source_base)"
+    return f" {sign} {abs(term.coefficient):.6g} · {term.delta}"
 
 
 def _reasons(plan: Plan, tensor: BoundTensor) -> Iterator[str]:
@@ -127,6 +137,11 @@ def _reasons(plan: Plan, tensor: BoundTensor) -> Iterator[str]:
             yield f"the delta has another shape or kind, and `on_mismatch: {plan.on_mismatch}`"
         case "copied":
             yield f"only {tensor.origin.source} has it, and `on_extra: {plan.on_extra}`"
+        case "kept":
+            entry = plan.masks.entry_at(tensor.output.name)
+            assert entry is not None
+            at = "the plan" if entry.position is None else str(entry.position)
+            yield f"the tensor of {tensor.origin.source}: {entry.text} ({at})"
         case "merged":
             pass
     rule = plan.output.dtype.rule_at(tensor.output.name) if tensor.origin.dtype.is_float else None

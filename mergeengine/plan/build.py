@@ -7,6 +7,7 @@ from typing import cast
 
 from mergeengine.plan.document import Node
 from mergeengine.plan.document import Path as KeyPath
+from mergeengine.plan.mask_actions import actions_of, keep_of
 from mergeengine.plan.plan import (
     DEFAULT_SHARD_SIZE,
     DtypeRule,
@@ -50,6 +51,7 @@ class _Builder:
             on_mismatch=keys.on_mismatch,
             document=self.root.plain,
             text=text,
+            seed=keys.seed,
         )
 
     def _sources(self, keys: PlanKeys) -> tuple[Source, ...]:
@@ -94,7 +96,13 @@ class _Builder:
     def _masks(self, entries: list[MaskKeys], path: KeyPath) -> Masks:
         return Masks(
             tuple(
-                MaskEntry(_selector(entry), entry.scale, self.root.at((*path, index)).position)
+                MaskEntry(
+                    _selector(entry),
+                    1.0 if entry.scale is None else entry.scale,
+                    self.root.at((*path, index)).position,
+                    keep_of(entry),
+                    actions_of(entry),
+                )
                 for index, entry in enumerate(entries)
             )
         )

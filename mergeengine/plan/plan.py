@@ -94,7 +94,8 @@ class Plan:
     """A plan that has been read and checked; nothing in it has been looked up yet.
 
     `document` is the plan as plain data, exactly as written, with ``--set`` applied; `text` is
-    the file's text without it. `masks` hold for every source, on top of the source's own.
+    the file's text without it. `masks` hold for every source, on top of the source's own. `seed`
+    is that of random masks.
     """
 
     version: int
@@ -110,6 +111,7 @@ class Plan:
     on_mismatch: OnMismatch
     document: dict[str, Any]
     text: str
+    seed: int = 0
 
     @property
     def models(self) -> tuple[object, ...]:

@@ -6,13 +6,14 @@ and numbers become is in `build`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
 from mergeengine.lazy.dtypes import OUTPUT_DTYPES, DType
 from mergeengine.plan.plan import ComputeDtype, OnExtra, OnMismatch, OnMissing
 from mergeengine.units import parse_size
+from mergeengine.values.actions import RowRange
 from mergeengine.values.nearest import did_you_mean, nearest
 from mergeengine.values.references import check_path, check_printable, check_reference
 from mergeengine.values.selectors import LayerRange
@@ -70,6 +71,37 @@ def _layers(value: Any) -> LayerRange:
     return LayerRange.parse(value)
 
 
+def _rows(value: Any) -> RowRange:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise NotExpected("expected rows such as 4, 0-31999 or 32000-")
+    return RowRange.parse(value)
+
+
+def _share(value: float) -> float:
+    if not 0 < value <= 1:
+        raise NotExpected("expected a share above 0 and not above 1")
+    return value
+
+
+def _probability(value: float) -> float:
+    if not 0 <= value < 1:
+        raise NotExpected("expected a probability of 0 or more and below 1")
+    return value
+
+
+def _magnitude(value: float) -> float:
+    if value < 0:
+        raise NotExpected("expected a magnitude, which is not negative")
+    return value
+
+
+def _sign(text: str) -> str:
+    word, _, name = text.partition(" ")
+    if text != "target_shift" and (word != "agree_with" or not name.strip()):
+        raise NotExpected("expected target_shift or agree_with and the name of a source")
+    return text
+
+
 def _dtype(value: Any) -> DType:
     if isinstance(value, str):
         if value in OUTPUT_DTYPES:
@@ -118,8 +150,27 @@ class SelectorKeys(_Keys):
     match: Globs | None = None
 
 
+Rows = Annotated[
+    list[Annotated[RowRange, PlainValidator(_rows)]],
+    BeforeValidator(_one_or_many),
+    Field(min_length=1),
+]
+Share = Annotated[Number, AfterValidator(_share)]
+
+
 class MaskKeys(SelectorKeys):
-    scale: Number
+    scale: Number | None = None
+    keep: Literal["target", "source_ft"] | None = None
+    of: Line | None = None
+    orthogonal_to: Literal["target_shift"] | None = None
+    beta: Number | None = None
+    rows: Rows | None = None
+    tokens: Rows | None = None
+    above: Annotated[Number, AfterValidator(_magnitude)] | None = None
+    top: Share | None = None
+    bottom: Share | None = None
+    sign: Annotated[Line, AfterValidator(_sign)] | None = None
+    drop: Annotated[Number, AfterValidator(_probability)] | None = None
 
 
 class DtypeRuleKeys(SelectorKeys):
@@ -158,6 +209,7 @@ class PlanKeys(_Keys):
     source_ft: Reference | None = None
     scaling: Number = 1.0
     masks: list[MaskKeys] = []
+    seed: int = 0
     sources: Annotated[list[SourceKeys], Field(min_length=1)] | None = None
     output: OutputKeys = OutputKeys()
     numerics: NumericsKeys = NumericsKeys()

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from mergeengine.plan.document import Node, Path
+from mergeengine.plan.mask_actions import check_masks
 from mergeengine.plan.problems import Problems
 from mergeengine.plan.schema import (
     NotExpected,
@@ -72,6 +73,7 @@ def _check_together(root: Node, problems: Problems) -> None:
             if not inherited and source.keys and source.get("source_base") is None:
                 problems.add(source.position, _missing_key(("sources", index, "source_base")))
         _check_names(sources, problems)
+    check_masks(root, problems)
     for path, node in root.walk():
         if path[-1:] == ("masks",) or path == ("output", "dtype"):
             _check_order(node, problems)
@@ -118,6 +120,7 @@ def _entries(node: Node) -> list[Node]:
 
 _EXPECTED = {
     "float_type": "a number",
+    "int_type": "a whole number",
     "string_type": "a text",
     "list_type": "a list",
     "model_type": "a mapping of keys to values",
@@ -172,8 +175,6 @@ _NEEDED = {
 
 def _missing_key(path: Path) -> str:
     key = str(path[-1])
-    if key == "scale":
-        return f"{_label(path[:-1])} needs an action: `scale`"
     return f"{_label(path)} is missing" + (f": {_NEEDED[key]}" if key in _NEEDED else "")
 
 

@@ -1,0 +1,56 @@
+"""What masks do to the elements of one delta of one tensor."""
+
+from collections.abc import Iterator, Mapping
+
+from mergeengine.lazy import algebra
+from mergeengine.lazy.stored import Stored
+from mergeengine.lazy.tensor import LazyTensor
+from mergeengine.methods.masking import masked, random_key
+from mergeengine.values.actions import Applied, Rows, in_order
+from mergeengine.values.masks import MaskEntry
+
+
+def actions_on(own: MaskEntry | None, of_plan: MaskEntry | None) -> tuple[Applied, ...]:
+    """The actions of a source's entry and of the plan's, in the order in which they apply."""
+    return in_order(own.actions if own else (), of_plan.actions if of_plan else ())
+
+
+def missing_rows(tensor: Stored, *entries: MaskEntry | None) -> Iterator[tuple[str, str, str]]:
+    """Rows that masks name and a tensor has not: sentence, line of the list, way out."""
+    for entry in entries:
+        for action in entry.actions if entry is not None else ():
+            if isinstance(action, Rows) and (
+                not tensor.shape or action.within(tensor.shape[0]) is None
+            ):
+                at = "the plan" if entry is None or entry.position is None else entry.position
+                yield (
+                    f"tensors have not all rows that a mask names ({at}: {action.text})",
+                    f"{tensor.name}: {list(tensor.shape)}",
+                    "rows count from 0; `match` limits a mask to the tensors that it means",
+                )
+
+
+def masked_delta(
+    source: str,
+    tensor: Stored,
+    base: Stored,
+    actions: tuple[Applied, ...],
+    coefficient: float,
+    seed: int,
+    deltas: Mapping[str, LazyTensor],
+) -> LazyTensor:
+    """A source's delta after ``actions``; ``deltas`` are those of all sources without any.
+
+    Elements that are left out become the zero that times the coefficient is -0.0: to add it
+    changes no value, not even -0.0.
+    """
+    if not actions:
+        return deltas[source]
+    return masked(
+        deltas[source],
+        actions,
+        shift=LazyTensor(algebra.stored(tensor)) - LazyTensor(algebra.stored(base)),
+        others=deltas,
+        key=lambda level: random_key(seed, source, level, tensor.name),
+        zero=-0.0 if coefficient > 0 else 0.0,
+    )

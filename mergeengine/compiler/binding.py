@@ -10,7 +10,13 @@ from typing import Literal
 
 from mergeengine.checkpoints.aliases import alias_of, redundant_alias
 from mergeengine.checkpoints.checkpoint import Checkpoint
-from mergeengine.compiler.element_masks import actions_on, masked_delta, missing_rows
+from mergeengine.compiler.element_masks import (
+    Files,
+    actions_on,
+    masked_delta,
+    missing_rows,
+    unfit_files,
+)
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
 from mergeengine.errors import CheckpointError, PlanError
 from mergeengine.lazy import algebra
@@ -104,9 +110,13 @@ class _Findings:
 
 
 def bind(
-    plan: Plan, target: Checkpoint, sources: Iterable[tuple[Source, Checkpoint, Checkpoint]]
+    plan: Plan,
+    target: Checkpoint,
+    sources: Iterable[tuple[Source, Checkpoint, Checkpoint]],
+    files: Files | None = None,
 ) -> Binding:
-    """Decide each output tensor. ``sources`` are (source, its base, its fine-tune).
+    """Decide each output tensor. ``sources`` are (source, its base, its fine-tune), ``files`` what
+    masks are read from.
 
     Raises CheckpointError with the complete list of what does not fit, and PlanError for a mask
     or dtype rule that matches no tensor.
@@ -114,7 +124,8 @@ def bind(
     pairs = list(sources)
     errors, notes = _Findings(), _Findings()
     tensors = [
-        _bound(plan, tensor, target, pairs, errors, notes) for tensor in target.tensors.values()
+        _bound(plan, tensor, files or {}, pairs, errors, notes)
+        for tensor in target.tensors.values()
     ]
     tensors.extend(_extras(plan, target, pairs, errors, notes))
     if errors.listed:
@@ -131,7 +142,7 @@ def bind(
 def _bound(
     plan: Plan,
     tensor: Stored,
-    target: Checkpoint,
+    files: Files,
     sources: list[tuple[Source, Checkpoint, Checkpoint]],
     errors: _Findings,
     notes: _Findings,
@@ -158,7 +169,10 @@ def _bound(
         if problem is None and both[0] is not None and both[1] is not None:
             actions: tuple[Applied, ...] = ()
             if not frozen and (own_entry or plan_entry):
-                lacking = list(missing_rows(tensor, own_entry, plan_entry))
+                lacking = [
+                    *missing_rows(tensor, own_entry, plan_entry),
+                    *unfit_files(tensor, files, own_entry, plan_entry),
+                ]
                 for finding in lacking:
                     errors.add(*finding)
                 actions = () if lacking else actions_on(own_entry, plan_entry)
@@ -178,7 +192,7 @@ def _bound(
         for delta in found
     ]
     if any(delta.actions for delta in found):
-        plain = _masked(plan, tensor, found, plain)
+        plain = _masked(plan, tensor, found, plain, files)
     deltas = [(delta.coefficient, value) for delta, value in zip(found, plain, strict=True)]
     merged = transfer(LazyTensor(algebra.stored(tensor)), deltas)
     active = any(delta.coefficient for delta in found)
@@ -186,7 +200,7 @@ def _bound(
 
 
 def _masked(
-    plan: Plan, tensor: Stored, found: list[Delta], plain: list[LazyTensor]
+    plan: Plan, tensor: Stored, found: list[Delta], plain: list[LazyTensor], files: Files
 ) -> list[LazyTensor]:
     """The deltas after their masks' actions."""
     named = {delta.source.name: value for delta, value in zip(found, plain, strict=True)}
@@ -199,6 +213,7 @@ def _masked(
             delta.coefficient,
             plan.seed,
             named,
+            files,
         )
         for delta in found
     ]

@@ -6,8 +6,12 @@ from mergeengine.lazy import algebra
 from mergeengine.lazy.stored import Stored
 from mergeengine.lazy.tensor import LazyTensor
 from mergeengine.methods.masking import masked, random_key
-from mergeengine.values.actions import Applied, Rows, in_order
+from mergeengine.values.actions import Applied, FileMask, Rows, in_order
 from mergeengine.values.masks import MaskEntry
+from mergeengine.values.references import ModelReference
+
+Files = Mapping[ModelReference, Mapping[str, Stored]]
+"""The tensors of each file of masks, by name."""
 
 
 def actions_on(own: MaskEntry | None, of_plan: MaskEntry | None) -> tuple[Applied, ...]:
@@ -30,6 +34,33 @@ def missing_rows(tensor: Stored, *entries: MaskEntry | None) -> Iterator[tuple[s
                 )
 
 
+def unfit_files(
+    tensor: Stored, files: Files, *entries: MaskEntry | None
+) -> Iterator[tuple[str, str, str]]:
+    """What files of masks lack or have in another shape: as ``missing_rows``."""
+    for entry in entries:
+        for action in entry.actions if entry is not None else ():
+            if not isinstance(action, FileMask):
+                continue
+            found = files[action.file].get(tensor.name)
+            if found is None and action.default is None:
+                yield (
+                    f"tensors have no mask in {action.file}",
+                    tensor.name,
+                    "`default: 1` beside `file` is for tensors without a mask",
+                )
+            if found is None:
+                continue
+            column = (*tensor.shape[:1], *(1 for _ in tensor.shape[1:]))
+            if found.shape not in (tensor.shape, column) or found.dtype.category == "complex":
+                yield (
+                    f"masks in {action.file} do not fit their tensors",
+                    f"{tensor.name}: {found.dtype} {list(found.shape)} for {list(tensor.shape)}",
+                    "a mask has its tensor's shape, or one column of it (1 in every dimension but "
+                    "the first)",
+                )
+
+
 def masked_delta(
     source: str,
     tensor: Stored,
@@ -38,6 +69,7 @@ def masked_delta(
     coefficient: float,
     seed: int,
     deltas: Mapping[str, LazyTensor],
+    files: Files,
 ) -> LazyTensor:
     """A source's delta after ``actions``; ``deltas`` are those of all sources without any.
 
@@ -46,11 +78,19 @@ def masked_delta(
     """
     if not actions:
         return deltas[source]
+
+    def stored(mask: FileMask) -> LazyTensor:
+        found = files[mask.file].get(tensor.name)
+        if found is None:
+            return LazyTensor(algebra.constant(1.0 if mask.default is None else mask.default))
+        return LazyTensor(algebra.stored(found))
+
     return masked(
         deltas[source],
         actions,
         shift=LazyTensor(algebra.stored(tensor)) - LazyTensor(algebra.stored(base)),
         others=deltas,
+        stored=stored,
         key=lambda level: random_key(seed, source, level, tensor.name),
         zero=-0.0 if coefficient > 0 else 0.0,
     )

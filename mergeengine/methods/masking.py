@@ -4,6 +4,7 @@
 * ``sign``: agreement of signs, as TIES elects them, between two deltas or with the target's shift.
 * ``drop``: DARE (Yu et al. 2024, "Language Models are Super Mario"): random elements are left out,
   the rest is rescaled, which the caller does.
+* ``file``: masks or scales that were made elsewhere.
 * ``orthogonal_to``: the part of a delta along a direction is projected out.
 """
 
@@ -13,7 +14,16 @@ from math import ceil, inf
 
 from mergeengine.lazy import algebra
 from mergeengine.lazy.tensor import LazyTensor
-from mergeengine.values.actions import Above, Applied, Drop, Orthogonal, Ranked, Rows, Sign
+from mergeengine.values.actions import (
+    Above,
+    Applied,
+    Drop,
+    FileMask,
+    Orthogonal,
+    Ranked,
+    Rows,
+    Sign,
+)
 
 _STEPS = 1 << 24  # of random numbers
 
@@ -24,13 +34,15 @@ def masked(
     *,
     shift: LazyTensor,
     others: Mapping[str, LazyTensor],
+    stored: Callable[[FileMask], LazyTensor],
     key: Callable[[str], int],
     zero: float,
 ) -> LazyTensor:
     """``delta`` with the actions applied in the order given; same shape.
 
-    ``shift`` is target - source_base; ``others`` are the deltas of all sources, by name; ``key``
-    gives the key of random numbers for a level of masks. Elements that are left out become
+    ``shift`` is target - source_base; ``others`` are the deltas of all sources, by name; ``stored``
+    gives a mask from a file, of the delta's shape or one column; ``key`` the key of random numbers
+    for a level of masks. Elements that are left out become
     ``zero``: the zero, of two, that changes nothing where it is scaled and added.
     """
     for applied in actions:
@@ -40,10 +52,17 @@ def masked(
         if isinstance(action, Orthogonal):
             delta = orthogonal(delta, shift, action.beta)
             continue
-        if isinstance(action, Rows):
+        if isinstance(action, FileMask):
+            scale = stored(action)
+            if not _is_zero(scale):
+                scaled = delta * scale
+                delta = scaled if scale.node.op == "constant" else scale.where(scaled, zero)
+                continue
+            kept: LazyTensor | None = None
+        elif isinstance(action, Rows):
             ranges = action.within(delta.shape[0])
             assert ranges is not None, "checked by the caller"
-            kept: LazyTensor | None = LazyTensor(algebra.rows(ranges, delta.shape))
+            kept = LazyTensor(algebra.rows(ranges, delta.shape))
         elif isinstance(action, Above):
             kept = abs(delta) > action.limit
         elif isinstance(action, Ranked):

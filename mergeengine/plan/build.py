@@ -101,7 +101,7 @@ class _Builder:
                     1.0 if entry.scale is None else entry.scale,
                     self.root.at((*path, index)).position,
                     keep_of(entry),
-                    actions_of(entry),
+                    actions_of(entry, self.folder),
                 )
                 for index, entry in enumerate(entries)
             )

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path as FilePath
 
 from mergeengine.plan.document import Node, Path
 from mergeengine.plan.problems import Problems
 from mergeengine.plan.schema import MaskKeys
-from mergeengine.values.actions import Above, Action, Drop, Keep, Orthogonal, Ranked, Rows, Sign
+from mergeengine.values.actions import (
+    Above,
+    Action,
+    Drop,
+    FileMask,
+    Keep,
+    Orthogonal,
+    Ranked,
+    Rows,
+    Sign,
+)
 from mergeengine.values.excerpts import excerpt
 from mergeengine.values.nearest import did_you_mean, nearest
+from mergeengine.values.references import ModelReference, local_path
 
 ACTIONS = (
-    *("scale", "keep", "orthogonal_to", "rows", "tokens", "above", "top", "bottom", "sign"),
-    "drop",
+    *("scale", "keep", "orthogonal_to", "rows", "tokens", "file", "above", "top", "bottom"),
+    *("sign", "drop"),
 )
-_BELONGS = {"of": "keep", "beta": "orthogonal_to"}
+_BELONGS = {"of": "keep", "beta": "orthogonal_to", "default": "file"}
 
 
 def keep_of(keys: MaskKeys) -> Keep | None:
@@ -23,8 +35,8 @@ def keep_of(keys: MaskKeys) -> Keep | None:
     return None if keys.keep is None else Keep(keys.keep, keys.of)
 
 
-def actions_of(keys: MaskKeys) -> tuple[Action, ...]:
-    """All of an entry but `scale` and `keep`."""
+def actions_of(keys: MaskKeys, folder: FilePath) -> tuple[Action, ...]:
+    """All of an entry but `scale` and `keep`; `folder` is where relative paths start."""
     found: list[Action] = []
     if keys.orthogonal_to is not None:
         found.append(Orthogonal(1.0 if keys.beta is None else keys.beta))
@@ -32,6 +44,9 @@ def actions_of(keys: MaskKeys) -> tuple[Action, ...]:
         found.append(Rows("rows", tuple(keys.rows)))
     if keys.tokens is not None:
         found.append(Rows("tokens", tuple(keys.tokens)))
+    if keys.file is not None:
+        file = ModelReference(keys.file, path=local_path(keys.file, folder))
+        found.append(FileMask(file, keys.default))
     if keys.above is not None:
         found.append(Above(keys.above))
     if keys.top is not None:

@@ -119,7 +119,13 @@ class Plan:
         sources = [(each.name, each.source_base, each.source_ft) for each in self.sources]
         output = self.output
         donors = output.tokenizer, output.config, output.generation_config
-        return (self.target, *sources, *donors)
+        return (self.target, *sources, *donors, *self.mask_files)
+
+    @property
+    def mask_files(self) -> tuple[ModelReference, ...]:
+        """The files that masks are read from, each once."""
+        lists = (self.masks, *(source.masks for source in self.sources))
+        return tuple(dict.fromkeys(file for masks in lists for file in masks.files()))
 
     @property
     def identity_document(self) -> dict[str, Any]:

@@ -158,6 +158,13 @@ Rows = Annotated[
 Share = Annotated[Number, AfterValidator(_share)]
 
 
+def _mask_file(text: str) -> str:
+    check_path(text)
+    if not text.endswith(".safetensors"):
+        raise NotExpected("expected a .safetensors file")
+    return text
+
+
 class MaskKeys(SelectorKeys):
     scale: Number | None = None
     keep: Literal["target", "source_ft"] | None = None
@@ -166,6 +173,8 @@ class MaskKeys(SelectorKeys):
     beta: Number | None = None
     rows: Rows | None = None
     tokens: Rows | None = None
+    file: Annotated[str, AfterValidator(_mask_file)] | None = None
+    default: Number | None = None
     above: Annotated[Number, AfterValidator(_magnitude)] | None = None
     top: Share | None = None
     bottom: Share | None = None

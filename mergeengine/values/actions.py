@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Literal
 
 from mergeengine.values.decisions import number_text
+from mergeengine.values.references import ModelReference
 
 _RANGE = re.compile(r"([0-9]{1,12})(?:\s*(-)\s*([0-9]{1,12})?)?")
 
@@ -110,6 +111,23 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
+class FileMask:
+    """Multiply by a tensor of the same name in a file; without one there by `default`, and where
+    that is None it is an error."""
+
+    file: ModelReference
+    default: float | None = None
+
+    @property
+    def text(self) -> str:
+        default = "" if self.default is None else f", default: {number_text(self.default)}"
+        return f"file: {self.file}{default}"
+
+    def shown(self, delta: str) -> str:
+        return f"file({self.file}, {delta})"
+
+
+@dataclass(frozen=True, slots=True)
 class Above:
     """Keep the elements whose magnitude is greater than `limit`."""
 
@@ -172,10 +190,10 @@ class Drop:
         return f"drop({number_text(self.probability)}, {delta})"
 
 
-Action = Orthogonal | Rows | Above | Ranked | Sign | Drop
+Action = Orthogonal | Rows | FileMask | Above | Ranked | Sign | Drop
 
 # First what mixes elements, then what chooses by place, size and sign, and what is left is thinned.
-ORDER: tuple[type[Action], ...] = (Orthogonal, Rows, Above, Ranked, Sign, Drop)
+ORDER: tuple[type[Action], ...] = (Orthogonal, Rows, FileMask, Above, Ranked, Sign, Drop)
 
 
 @dataclass(frozen=True, slots=True)

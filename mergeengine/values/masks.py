@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from mergeengine.values.actions import Action, Drop, Keep, in_order
+from mergeengine.values.actions import Action, Drop, FileMask, Keep, in_order
 from mergeengine.values.decisions import Decision, number_text
 from mergeengine.values.positions import Position
+from mergeengine.values.references import ModelReference
 from mergeengine.values.selectors import Selector, first_match, unused_rules
 
 
@@ -56,6 +57,11 @@ class Masks:
     def entry_at(self, name: str) -> MaskEntry | None:
         """The entry that decides the tensor `name`."""
         return first_match(self.entries, name)
+
+    def files(self) -> Iterator[ModelReference]:
+        """The files that entries read masks from."""
+        for entry in self.entries:
+            yield from (each.file for each in entry.actions if isinstance(each, FileMask))
 
     def unused(self, names: Iterable[str]) -> list[MaskEntry]:
         """The entries whose selector matches none of `names`."""

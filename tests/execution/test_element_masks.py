@@ -204,6 +204,7 @@ def test_any_actions(
         applied,
         shift=store(shift) * 1.0,
         others={"other": store(other) * 1.0},
+        stored=lambda mask: store(shift),
         key=lambda level: key,
         zero=0.0,
     )
@@ -219,6 +220,7 @@ def every_mask(t: LazyTensor, f: LazyTensor, b: LazyTensor) -> LazyTensor:
         in_order([*ACTIONS[1:3], *ACTIONS[4:5], ACTIONS[6]], [Rows("rows", (RowRange(3, None),))]),
         shift=t - b,
         others={},
+        stored=lambda mask: t,
         key=lambda level: 5,
         zero=-0.0,
     )

@@ -1,5 +1,6 @@
 """Plans with element masks: the values are the documented ones, whatever computes them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from children import Child
 from lineage import CHUNK, make_lineage, many, sparse_lineage, weights, write_model, write_plan
 from rounded_once import bits
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mergeengine.errors import CheckpointError
@@ -151,6 +152,45 @@ def test_chance_depends_on_names_and_seed_alone(tmp_path: Path) -> None:
     kept = (one - t - agreed) / (2.0 * (t - f))
     assert bool(((kept.abs() < 1e-6) | ((kept - 1).abs() < 1e-6)).all())
     assert 0.45 < float(kept.mean()) < 0.55
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int64, torch.uint16, torch.bfloat16, torch.float64]
+)
+def test_masks_from_a_file(dtype: torch.dtype, tmp_path: Path) -> None:
+    lineage = make_lineage(tmp_path, {"w": (30, 20), "b": (30,), "c": (3, 4)})
+    masks = {
+        "w": torch.randint(0, 3, (30, 1)).to(dtype),
+        "b": torch.randint(0, 3, (30,)).to(dtype),
+    }
+    save_file(masks, tmp_path / "mask.safetensors")
+    plan = lineage.replan(masks=[{"file": "mask.safetensors", "default": 0.5, "scale": -1}])
+    run(plan, device="cpu")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    t, b, f = (lineage.tensors[role] for role in ("target", "base", "ft"))
+    for name in t:
+        mask = masks[name].float() if name in masks else torch.tensor(0.5)
+        value = t[name].float() - mask * (f[name].float() - b[name].float())
+        assert bits(found[name]) == bits(torch.where(mask != 0, value, t[name]).bfloat16())
+    manifest = json.loads((tmp_path / "out" / "mergeengine.json").read_text())
+    content = {model["role"]: model["content"] for model in manifest["models"]}["mask"]
+    assert json.loads((tmp_path / "plan.lock").read_text())["models"]["mask.safetensors"] == content
+    save_file({**masks, "b": masks["b"] * 0}, tmp_path / "mask.safetensors")
+    assert run(plan, device="cpu").made
+    assert bits(load_file(tmp_path / "out" / "model.safetensors")["b"]) == bits(t["b"])
+
+
+def test_masks_of_a_file_that_do_not_fit(tmp_path: Path) -> None:
+    lineage = make_lineage(tmp_path, {"w": (30, 20), "b": (30,)})
+    save_file({"w": torch.ones(1, 20)}, tmp_path / "mask.safetensors")
+    plan = lineage.replan(masks=[{"match": "*", "file": "mask.safetensors"}])
+    with pytest.raises(CheckpointError) as caught:
+        run(plan, device="cpu")
+    assert "1 masks in mask.safetensors do not fit their tensors:\n    w: " in str(caught.value)
+    assert "1 tensors have no mask in mask.safetensors:\n    b" in str(caught.value)
+    lineage.replan(masks=[{"match": "*", "file": "./none.safetensors"}])
+    with pytest.raises(CheckpointError, match="there is no folder or file"):
+        run(plan, device="cpu")
 
 
 def test_rows_that_are_not_there(tmp_path: Path) -> None:

@@ -10,13 +10,7 @@ from typing import Literal
 
 from mergeengine.checkpoints.aliases import alias_of, redundant_alias
 from mergeengine.checkpoints.checkpoint import Checkpoint
-from mergeengine.compiler.element_masks import (
-    Files,
-    actions_on,
-    masked_delta,
-    missing_rows,
-    unfit_files,
-)
+from mergeengine.compiler.element_masks import Files, actions_on, masked_delta, misfits
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
 from mergeengine.errors import CheckpointError, PlanError
 from mergeengine.lazy import algebra
@@ -169,10 +163,7 @@ def _bound(
         if problem is None and both[0] is not None and both[1] is not None:
             actions: tuple[Applied, ...] = ()
             if not frozen and (own_entry or plan_entry):
-                lacking = [
-                    *missing_rows(tensor, own_entry, plan_entry),
-                    *unfit_files(tensor, files, own_entry, plan_entry),
-                ]
+                lacking = list(misfits(tensor, files, own_entry, plan_entry))
                 for finding in lacking:
                     errors.add(*finding)
                 actions = () if lacking else actions_on(own_entry, plan_entry)

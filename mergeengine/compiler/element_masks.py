@@ -19,8 +19,16 @@ def actions_on(own: MaskEntry | None, of_plan: MaskEntry | None) -> tuple[Applie
     return in_order(own.actions if own else (), of_plan.actions if of_plan else ())
 
 
-def missing_rows(tensor: Stored, *entries: MaskEntry | None) -> Iterator[tuple[str, str, str]]:
-    """Rows that masks name and a tensor has not: sentence, line of the list, way out."""
+def misfits(
+    tensor: Stored, files: Files, *entries: MaskEntry | None
+) -> Iterator[tuple[str, str, str]]:
+    """What of masks a tensor has no place for: sentence, line of the list, way out."""
+    yield from _missing_rows(tensor, *entries)
+    yield from _unfit_files(tensor, files, *entries)
+
+
+def _missing_rows(tensor: Stored, *entries: MaskEntry | None) -> Iterator[tuple[str, str, str]]:
+    """Rows that masks name and a tensor has not."""
     for entry in entries:
         for action in entry.actions if entry is not None else ():
             if isinstance(action, Rows) and (
@@ -34,10 +42,10 @@ def missing_rows(tensor: Stored, *entries: MaskEntry | None) -> Iterator[tuple[s
                 )
 
 
-def unfit_files(
+def _unfit_files(
     tensor: Stored, files: Files, *entries: MaskEntry | None
 ) -> Iterator[tuple[str, str, str]]:
-    """What files of masks lack or have in another shape: as ``missing_rows``."""
+    """What files of masks lack or have in another shape."""
     for entry in entries:
         for action in entry.actions if entry is not None else ():
             if not isinstance(action, FileMask):

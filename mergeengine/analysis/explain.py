@@ -23,7 +23,8 @@ class Factor:
 class Term:
     """One delta's part; ``base`` and ``ft`` are the names of the tensors it is the difference of.
 
-    A coefficient of 0 leaves the delta out: it is not read.
+    A coefficient of 0 leaves the delta out: it is not read. ``delta`` is what the coefficient
+    multiplies: the difference, and around it what masks do to it.
     """
 
     source: str
@@ -31,6 +32,7 @@ class Term:
     factors: tuple[Factor, ...]
     base: str
     ft: str
+    delta: str = "(source_ft − source_base)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,10 @@ def describe(tensor: Explanation) -> str:
 
 def _explanation(plan: Plan, tensor: BoundTensor) -> Explanation:
     several = len(plan.sources) > 1
-    terms = tuple(_term(delta) for delta in tensor.deltas)
-    origin = "source_ft" if tensor.kind == "copied" else "target"
+    terms = tuple(_term(delta, several) for delta in tensor.deltas)
+    origin = "source_ft" if tensor.kind in ("copied", "kept") else "target"
     formula = origin + "".join(
-        _text(term, delta, several)
+        _text(term, delta)
         for term, delta in zip(terms, tensor.deltas, strict=True)
         if term.coefficient
     )
@@ -96,7 +98,7 @@ def _explanation(plan: Plan, tensor: BoundTensor) -> Explanation:
     )
 
 
-def _term(delta: Delta) -> Term:
+def _term(delta: Delta, several: bool) -> Term:
     decisions = [delta.scaling, *(d for d in (delta.plan_mask, delta.source_mask) if d.position)]
     return Term(
         source=delta.source.name,
@@ -104,7 +106,16 @@ def _term(delta: Delta) -> Term:
         factors=tuple(_factor(decision) for decision in decisions),
         base=delta.base.name,
         ft=delta.ft.name,
+        delta=_delta(delta, f"{delta.source.name}: " if several else ""),
     )
+
+
+def _delta(delta: Delta, of: str) -> str:
+    """``(source_ft − source_base)``, ``top(0.2, source_ft − source_base)``."""
+    text = f"{of}source_ft − source_base"
+    for each in delta.actions:
+        text = each.action.shown(text)
+    return text if delta.actions else f"({text})"
 
 
 def _factor(decision: Decision) -> Factor:
@@ -113,9 +124,8 @@ def _factor(decision: Decision) -> Factor:
     return Factor(decision.value, text, at)
 
 
-def _text(term: Term, delta: Delta, several: bool) -> str:
+def _text(term: Term, delta: Delta) -> str:
     sign = "−" if term.coefficient < 0 else "+"
-    of = f"{term.source}: " if several else ""
     size = f"{abs(term.coefficient):.6g}"
     norms = "‖target‖ / ‖source_ft − source_base‖"
     if delta.limit is not None:
@@ -124,7 +134,7 @@ def _text(term: Term, delta: Delta, several: bool) -> str:
         size = f"{'' if masks == '1 · ' else masks}{bounded}"
     elif delta.source.scaling.measure == "ratio":
         size = f"{size} · {norms}"
-    return f" {sign} {size} · ({of}source_ft − source_base)"
+    return f" {sign} {size} · {term.delta}"
 
 
 def _reasons(plan: Plan, tensor: BoundTensor) -> Iterator[str]:
@@ -139,6 +149,11 @@ def _reasons(plan: Plan, tensor: BoundTensor) -> Iterator[str]:
             yield f"the delta has another shape or kind, and `on_mismatch: {plan.on_mismatch}`"
         case "copied":
             yield f"only {tensor.origin.source} has it, and `on_extra: {plan.on_extra}`"
+        case "kept":
+            entry = plan.masks.entry_at(tensor.facts)
+            assert entry is not None
+            at = "the plan" if entry.position is None else str(entry.position)
+            yield f"the tensor of {tensor.origin.source}: {entry.text} ({at})"
         case "merged":
             pass
     rule = plan.output.dtype.rule_at(tensor.facts) if tensor.origin.dtype.is_float else None

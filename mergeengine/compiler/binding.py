@@ -10,6 +10,7 @@ from typing import Literal
 
 from mergeengine.checkpoints.aliases import alias_of, redundant_alias
 from mergeengine.checkpoints.checkpoint import Checkpoint
+from mergeengine.compiler.element_masks import Files, actions_on, masked_delta, misfits
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
 from mergeengine.compiler.rules import check_parameters, check_rules, shadowed
 from mergeengine.errors import CheckpointError
@@ -19,18 +20,21 @@ from mergeengine.lazy.tensor import LazyTensor
 from mergeengine.methods.relative import at_most, to_ratio
 from mergeengine.methods.transfer import transfer
 from mergeengine.plan.plan import Plan, Source
+from mergeengine.values.actions import Applied, Keep
 from mergeengine.values.anatomy import Anatomy, TensorFacts
 from mergeengine.values.decisions import Decision
+from mergeengine.values.masks import decision_of
 
-Kind = Literal["merged", "frozen", "not float", "missing", "mismatch", "copied"]
+Kind = Literal["merged", "frozen", "kept", "not float", "missing", "mismatch", "copied"]
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """One source's part in one tensor. ``coefficient`` is the product of the three decisions.
+    """One source's part in one tensor. ``coefficient`` is the product of the three decisions, which
+    multiplies the delta after ``actions``.
 
     Where the scaling is a ``ratio``, or bounded by ``limit``, it is multiplied by what the norms
-    of the tensors give (``weight``).
+    of the tensors give (``weight``), before any action.
     """
 
     source: Source
@@ -40,6 +44,7 @@ class Delta:
     plan_mask: Decision
     source_mask: Decision
     limit: Decision | None = None
+    actions: tuple[Applied, ...] = ()
 
     @property
     def coefficient(self) -> float:
@@ -64,9 +69,10 @@ class Delta:
 class BoundTensor:
     """One output tensor and what it is made of.
 
-    ``kind``: merged; frozen (every coefficient is 0); or why it is taken as it is: an integer or
-    boolean tensor, one without a delta (``missing``, ``mismatch``), or one that only the
-    fine-tune has (``copied``). ``origin`` is the tensor that is taken or added to.
+    ``kind``: merged; frozen (every coefficient is 0); kept (a mask takes a fine-tune's); or why it
+    is taken as it is: an integer or boolean tensor, one without a delta (``missing``,
+    ``mismatch``), or one that only the fine-tune has (``copied``). ``origin`` is the tensor that is
+    taken or added to.
     """
 
     output: OutputTensor
@@ -97,7 +103,7 @@ class Binding:
         return {kind: kinds.count(kind) for kind in dict.fromkeys(sorted(kinds, key=_ORDER.index))}
 
 
-_ORDER = ["merged", "frozen", "not float", "missing", "mismatch", "copied"]
+_ORDER = ["merged", "frozen", "kept", "not float", "missing", "mismatch", "copied"]
 
 
 @dataclass(slots=True)
@@ -120,9 +126,13 @@ class _Findings:
 
 
 def bind(
-    plan: Plan, target: Checkpoint, sources: Iterable[tuple[Source, Checkpoint, Checkpoint]]
+    plan: Plan,
+    target: Checkpoint,
+    sources: Iterable[tuple[Source, Checkpoint, Checkpoint]],
+    files: Files | None = None,
 ) -> Binding:
-    """Decide each output tensor. ``sources`` are (source, its base, its fine-tune).
+    """Decide each output tensor. ``sources`` are (source, its base, its fine-tune), ``files`` what
+    masks are read from.
 
     Raises CheckpointError with the complete list of what does not fit, and PlanError for a mask
     or dtype rule that matches no tensor.
@@ -132,7 +142,8 @@ def bind(
     check_parameters(plan, anatomy)
     errors, notes = _Findings(), _Findings()
     tensors = [
-        _bound(plan, tensor, anatomy, pairs, errors, notes) for tensor in target.tensors.values()
+        _bound(plan, tensor, anatomy, files or {}, pairs, errors, notes)
+        for tensor in target.tensors.values()
     ]
     tensors.extend(_extras(plan, target, anatomy, pairs, errors, notes))
     if errors.listed:
@@ -150,27 +161,40 @@ def _bound(
     plan: Plan,
     tensor: Stored,
     anatomy: Anatomy,
+    files: Files,
     sources: list[tuple[Source, Checkpoint, Checkpoint]],
     errors: _Findings,
     notes: _Findings,
 ) -> BoundTensor:
     facts = anatomy.tensor(tensor.name)
+    plan_entry = plan.masks.entry_at(facts)
+    if plan_entry is not None and plan_entry.keep is not None:
+        kept = _kept(plan, tensor, facts, plan_entry.keep, sources, errors, notes)
+        if kept is not None:
+            return kept
     if not tensor.dtype.is_float:
         return _taken(plan, tensor, facts, "not float")
     found: list[Delta] = []
     gap: Kind | None = None
     for source, base, ft in sources:
+        own_entry = source.masks.entry_at(facts)
         decisions = (
             source.scaling.at(facts),
-            plan.masks.at(facts),
-            source.masks.at(facts),
+            decision_of(plan_entry, facts),
+            decision_of(own_entry, facts),
         )
         limit = source.scaling.limit_at(facts)
         frozen = 0.0 in [each.value for each in (*decisions, limit) if each is not None]
         both = [_find(checkpoint, tensor, notes) for checkpoint in (base, ft)]
         problem = _problem(tensor, both, (base, ft), source, len(sources) > 1)
         if problem is None and both[0] is not None and both[1] is not None:
-            found.append(Delta(source, both[0], both[1], *decisions, limit))
+            actions: tuple[Applied, ...] = ()
+            if not frozen and (own_entry or plan_entry):
+                lacking = list(misfits(tensor, files, own_entry, plan_entry))
+                for finding in lacking:
+                    errors.add(*finding)
+                actions = () if lacking else actions_on(own_entry, plan_entry)
+            found.append(Delta(source, both[0], both[1], *decisions, limit, actions))
         elif problem is not None and not frozen:
             kind, sentence, line, way_out = problem
             keep = plan.on_missing if kind == "missing" else plan.on_mismatch
@@ -182,16 +206,63 @@ def _bound(
     if gap is not None and not found:
         return _taken(plan, tensor, facts, gap)
     receiver = LazyTensor(algebra.stored(tensor))
-    deltas = [
-        (delta.weight(receiver, difference), difference)
+    plain = [
+        LazyTensor(algebra.stored(delta.ft)) - LazyTensor(algebra.stored(delta.base))
         for delta in found
-        for difference in [
-            LazyTensor(algebra.stored(delta.ft)) - LazyTensor(algebra.stored(delta.base))
-        ]
     ]
-    merged = transfer(receiver, deltas)
+    weights = [delta.weight(receiver, value) for delta, value in zip(found, plain, strict=True)]
+    if any(delta.actions for delta in found):
+        plain = _masked(plan, tensor, found, plain, files)
+    merged = transfer(receiver, list(zip(weights, plain, strict=True)))
     active = any(delta.coefficient for delta in found)
     return _output(plan, tensor, facts, merged, "merged" if active else "frozen", tuple(found))
+
+
+def _masked(
+    plan: Plan, tensor: Stored, found: list[Delta], plain: list[LazyTensor], files: Files
+) -> list[LazyTensor]:
+    """The deltas after their masks' actions."""
+    named = {delta.source.name: value for delta, value in zip(found, plain, strict=True)}
+    return [
+        masked_delta(
+            delta.source.name,
+            tensor,
+            delta.base,
+            delta.actions,
+            delta.coefficient,
+            plan.seed,
+            named,
+            files,
+        )
+        for delta in found
+    ]
+
+
+def _kept(
+    plan: Plan,
+    tensor: Stored,
+    facts: TensorFacts,
+    keep: Keep,
+    sources: list[tuple[Source, Checkpoint, Checkpoint]],
+    errors: _Findings,
+    notes: _Findings,
+) -> BoundTensor | None:
+    """The tensor of a source's fine-tune in place of the target's; None: the target's stays."""
+    if keep.role == "target":
+        return None
+    source, _, ft = next(each for each in sources if keep.of in (None, each[0].name))
+    found = _find(ft, tensor, notes)
+    problem = _misfit(tensor, found, "source_ft", ft, source, len(sources) > 1)
+    if found is not None and problem is None:
+        return _output(plan, tensor, facts, LazyTensor(algebra.stored(found)), "kept", (), found)
+    if problem is not None:
+        kind, sentence, line, way_out = problem
+        if (plan.on_missing if kind == "missing" else plan.on_mismatch) == "error":
+            errors.add(sentence, line, way_out)
+        else:
+            notes.add(f"{sentence}; they are the target's", line, way_out)
+        return _taken(plan, tensor, facts, kind)
+    return None
 
 
 def _find(checkpoint: Checkpoint, tensor: Stored, notes: _Findings) -> Stored | None:
@@ -213,22 +284,38 @@ def _problem(
     several: bool,
 ) -> tuple[Kind, str, str, str] | None:
     """Why a source has no delta for a tensor: kind, sentence, line of the list, way out."""
-    of = f" of {source.name}" if several else ""
     for role, found, checkpoint in zip(
         ("source_base", "source_ft"), both, checkpoints, strict=True
     ):
-        if found is None:
-            sentence = f"tensors of the target are missing in {role}{of} ({checkpoint})"
-            way = "`on_missing: keep_target` keeps the target's values where there is no delta"
-            return "missing", sentence, tensor.name, way
-        if found.shape != tensor.shape or not found.dtype.is_float:
-            sentence = f"tensors have another shape or kind in {role}{of} ({checkpoint})"
-            line = (
-                f"{tensor.name}: {tensor.dtype} {list(tensor.shape)} in the target, "
-                f"{found.dtype} {list(found.shape)} there"
-            )
-            way = "`on_mismatch: keep_target` keeps the target's values where shapes differ"
-            return "mismatch", sentence, line, way
+        problem = _misfit(tensor, found, role, checkpoint, source, several)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _misfit(
+    tensor: Stored,
+    found: Stored | None,
+    role: str,
+    checkpoint: Checkpoint,
+    source: Source,
+    several: bool,
+) -> tuple[Kind, str, str, str] | None:
+    """Why a model's tensor cannot stand beside the target's; see ``_problem``."""
+    of = f" of {source.name}" if several else ""
+    if found is None:
+        sentence = f"tensors of the target are missing in {role}{of} ({checkpoint})"
+        way = "`on_missing: keep_target` keeps the target's values where there is no delta"
+        return "missing", sentence, tensor.name, way
+    alike = found.dtype.is_float if tensor.dtype.is_float else found.dtype == tensor.dtype
+    if found.shape != tensor.shape or not alike:
+        sentence = f"tensors have another shape or kind in {role}{of} ({checkpoint})"
+        line = (
+            f"{tensor.name}: {tensor.dtype} {list(tensor.shape)} in the target, "
+            f"{found.dtype} {list(found.shape)} there"
+        )
+        way = "`on_mismatch: keep_target` keeps the target's values where shapes differ"
+        return "mismatch", sentence, line, way
     return None
 
 
@@ -283,8 +370,9 @@ def _output(
     value: LazyTensor,
     kind: Kind,
     deltas: tuple[Delta, ...],
+    origin: Stored | None = None,
 ) -> BoundTensor:
     dtype = (plan.output.dtype.at(facts) if tensor.dtype.is_float else None) or tensor.dtype
     compute = compute_dtype(dtype, plan.numerics.compute_dtype)
     output = OutputTensor(tensor.name, dtype, compute, value.node)
-    return BoundTensor(output, kind, tensor, facts, deltas)
+    return BoundTensor(output, kind, origin or tensor, facts, deltas)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from math import prod
 
 from mergeengine.lazy.algebra import Box
-from mergeengine.lazy.nodes import Node, Shape, walk
+from mergeengine.lazy.nodes import GENERATED, Node, Shape, walk
 
 VIEWS = ("slice", "permute", "take")
-HOLDERS = ("stored", "row_sum", "low_rank")
+HOLDERS = ("stored", "row_sum", "low_rank", *GENERATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def is_scalar(node: Node) -> bool:
     """A number: its value is known before any block is computed, once reductions have run."""
     if node.shape != () and node.op != "constant":
         return False
-    return all(below.op != "stored" for below in _below(node))
+    return all(below.kind not in ("stored", "generated") for below in _below(node))
 
 
 def _below(node: Node) -> Iterator[Node]:

@@ -170,6 +170,7 @@ def _result_bytes(step: Step, block: int) -> int:
         "sum": 8,
         "row_sum": 8 * (min(step.node.numel, elements) + 2),
         "kth_magnitude": HISTOGRAM,
+        "kth_place": 16,
     }[step.node.op]
     return spaced(left) + SPACING
 

@@ -24,7 +24,7 @@ from mergeengine.compiler.graph import Graph, OutputTensor
 from mergeengine.compiler.program import Piece, grid, holder, prerequisites
 from mergeengine.errors import ResourceError
 from mergeengine.lazy.dtypes import FLOAT64, DType
-from mergeengine.lazy.nodes import Node
+from mergeengine.lazy.nodes import GENERATED, Node
 from mergeengine.lazy.partition import CHUNK, chunk_count
 from mergeengine.units import format_binary_size
 
@@ -320,6 +320,8 @@ def itemsize(view: Node, compute: DType) -> int:
     held = holder(view)
     if held.op == "stored":
         return held.stored.dtype.itemsize
+    if held.op in GENERATED:
+        return GENERATED[held.op].itemsize
     return arithmetic_of(held, compute).itemsize
 
 

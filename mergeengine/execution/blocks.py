@@ -1,25 +1,23 @@
 """One block of one step: views are read, tiles computed, the results left in the arena."""
 
-from collections.abc import Callable, Iterator
-from itertools import product
+from collections.abc import Callable
 from math import prod
 
 import torch
 from torch import Tensor
 
-from mergeengine.compiler.program import Load, Operand, Program, Scalar, tile_shape
+from mergeengine.compiler.program import Load, Operand, Program, Scalar
 from mergeengine.compiler.schedule import SCRATCH, TILE, Step
 from mergeengine.execution.arena import Arena
 from mergeengine.execution.inputs import (
     Inputs,
     Region,
-    index_of,
     regions,
     restricted,
-    sizes_of,
 )
 from mergeengine.execution.kernels import OPERATIONS, round_into, torch_dtype
 from mergeengine.execution.reader import Reader
+from mergeengine.execution.views import index_of, sizes_of, tiles
 from mergeengine.execution.work import Outcomes
 from mergeengine.lazy.algebra import Box, broadcast
 from mergeengine.lazy.dtypes import DType
@@ -77,7 +75,7 @@ class BlockRunner:
         def number(node: Node) -> Tensor:
             return self._inputs.scalar(node, step.compute)
 
-        for tile in _tiles(sizes, limit):
+        for tile in tiles(sizes, limit):
             windows = [out[index_of(tile)] for out in outs]
 
             def leave(result: int, value: Tensor, windows: list[Tensor] = windows) -> None:
@@ -144,13 +142,3 @@ def evaluate(
             place = registers[index][: prod(shape)].view(shape)
             values[index] = OPERATIONS[instruction.op](*operands, out=place)
         leave_after(position)
-
-
-def _tiles(sizes: tuple[int, ...], elements: int) -> Iterator[Box]:
-    tile = tile_shape(sizes, elements)
-    ranges = (range(0, size, step) for size, step in zip(sizes, tile, strict=True))
-    for corner in product(*ranges):
-        yield tuple(
-            (low, min(low + step, size))
-            for low, step, size in zip(corner, tile, sizes, strict=True)
-        )

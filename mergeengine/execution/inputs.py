@@ -10,13 +10,14 @@ from torch import Tensor
 from mergeengine.compiler.program import Load, Program, flat_start
 from mergeengine.compiler.schedule import Step, arithmetic_of
 from mergeengine.execution.arena import Arena
+from mergeengine.execution.generated import fill
 from mergeengine.execution.kernels import OPERATIONS, torch_dtype
 from mergeengine.execution.reader import Reader
-from mergeengine.execution.views import Resolved, read_box, resolve
+from mergeengine.execution.views import Resolved, index_of, read_box, resolve, sizes_of
 from mergeengine.execution.work import Outcomes
 from mergeengine.lazy.algebra import Box
 from mergeengine.lazy.dtypes import DType
-from mergeengine.lazy.nodes import Node
+from mergeengine.lazy.nodes import GENERATED, Node
 from mergeengine.lazy.partition import boxes
 
 
@@ -83,6 +84,16 @@ class Inputs:
             shape = resolved.holder.shape
         held = resolved.holder
         elements = prod(resolved.sizes)
+        if held.op in GENERATED:
+            place = arena.take(elements, torch_dtype(GENERATED[held.op])).view(resolved.sizes)
+            inputs = [self.number(node, compute) for node in held.inputs]
+            for destination, source in resolved.parts:
+                window = place[index_of(destination)]
+                if source is None:
+                    window.zero_()
+                else:
+                    fill(window, held, shape, source, inputs)
+            return place.permute(resolved.order)
         if held.op != "stored":
             outcome = self._outcomes[held, arithmetic_of(held, compute).name].view(shape)
             place = arena.take(elements, outcome.dtype).view(resolved.sizes)
@@ -125,14 +136,6 @@ class Inputs:
             operands = [self._scalar64(child, compute) for child in node.inputs]
             return OPERATIONS[node.op](*operands, out=torch.empty((), dtype=torch.float64))
         return self._outcomes[node, arithmetic_of(node, compute).name].to(torch.float64)
-
-
-def sizes_of(box: Box) -> tuple[int, ...]:
-    return tuple(high - low for low, high in box)
-
-
-def index_of(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(low, high) for low, high in box)
 
 
 def restricted(box: Box, shape: tuple[int, ...]) -> Box:

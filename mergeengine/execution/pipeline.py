@@ -17,11 +17,12 @@ from mergeengine.compiler.ring import SPACING, Ring, numbers_of, ring, spaced
 from mergeengine.compiler.schedule import SCRATCH, Schedule, Step
 from mergeengine.execution.arena import Arena, memory_of
 from mergeengine.execution.blocks import copy_results, evaluate
-from mergeengine.execution.inputs import Inputs, Region, regions, sizes_of
+from mergeengine.execution.inputs import Inputs, Region, regions
 from mergeengine.execution.kernels import round_there, torch_dtype
 from mergeengine.execution.queues import Device, TorchDevice
 from mergeengine.execution.reader import Reader
 from mergeengine.execution.slots import Lane, Slot, Slots, copy
+from mergeengine.execution.views import sizes_of
 from mergeengine.execution.whole import run_whole
 from mergeengine.execution.work import Sink, Task, Work, span
 from mergeengine.lazy.nodes import Node

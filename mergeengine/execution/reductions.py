@@ -10,12 +10,15 @@ from torch import Tensor
 
 from mergeengine.execution.kernels import patch_of
 from mergeengine.lazy.nodes import Node
-from mergeengine.lazy.partition import CHUNK
+from mergeengine.lazy.partition import CHUNK, chunk_count
 
 
 class Fold(Protocol):
     """One reduction in progress. ``partial`` and ``shaped`` run in any worker, the rest under a
     lock."""
+
+    def wants(self, chunk: int) -> bool:
+        """Whether this pass needs a chunk."""
 
     def partial(self, chunk: int, values: Tensor) -> Tensor:
         """What one chunk (flat, in the pass's dtype; may be overwritten) contributes.
@@ -33,8 +36,15 @@ class Fold(Protocol):
         """After all chunks: the result, or None where another pass is needed."""
 
 
-def fold_of(node: Node) -> Fold:
-    """The fold that computes a reduction node."""
+class _AllChunks:
+    def wants(self, chunk: int) -> bool:
+        return True
+
+
+def fold_of(node: Node, *numbers: Tensor) -> Fold:
+    """The fold of a reduction node; ``numbers`` are the values of its inputs after the first."""
+    if node.op == "kth_place":
+        return _KthPlace(node, float(numbers[0]))
     if node.op == "sum":
         return _Sum()
     if node.op == "row_sum":
@@ -52,7 +62,7 @@ def pairwise_sum(values: Tensor) -> Tensor:
     return values[..., 0].clone()
 
 
-class _Sum:
+class _Sum(_AllChunks):
     def __init__(self) -> None:
         self._partials: dict[int, Tensor] = {}
 
@@ -72,7 +82,7 @@ class _Sum:
         return total
 
 
-class _RowSum:
+class _RowSum(_AllChunks):
     """Rows inside a chunk go to their place at once; parts of rows wait, to be added in order."""
 
     def __init__(self, node: Node) -> None:
@@ -129,7 +139,7 @@ class _RowSum:
         return [(a, b) for a, b in ((0, head), (head, body), (body, size)) if a < b]
 
 
-class _KthMagnitude:
+class _KthMagnitude(_AllChunks):
     """An exact radix select: histograms of 16 bits at a time of the magnitudes' patterns.
 
     For floats of one sign, order by value is order by bit pattern. Two passes for float32, four
@@ -180,6 +190,55 @@ class _KthMagnitude:
             return None
         integer = torch.int64 if self._dtype == torch.float64 else torch.int32
         return torch.tensor(self._known, dtype=integer).view(self._dtype)
+
+
+class _KthPlace:
+    """Two passes: count in each chunk, then look into the one in which the last element lies."""
+
+    def __init__(self, node: Node, threshold: float) -> None:
+        self._k, end = node.attributes
+        self._numel = node.inputs[0].numel
+        self._threshold = threshold
+        self._beyond = torch.gt if end == "largest" else torch.lt
+        self._counts = torch.zeros(chunk_count(self._numel), 2, dtype=torch.int64)
+        self._chunk: int | None = None  # in which the place is
+        self._equal = 0  # so many elements of it that are equal to the threshold are taken
+
+    def wants(self, chunk: int) -> bool:
+        return self._chunk is None or chunk == self._chunk
+
+    def partial(self, chunk: int, values: Tensor) -> Tensor:
+        found = values.new_zeros(2, dtype=torch.int64)
+        before = values.new_zeros((), dtype=torch.int64)
+        for tile in torch.split(values, patch_of(values)):
+            magnitude = tile.abs()
+            equal = magnitude.eq(self._threshold)
+            if self._chunk is None:
+                found[0] += self._beyond(magnitude, self._threshold).sum()
+                found[1] += equal.sum()
+            else:  # as many elements lie before the last one that is taken
+                ranks = equal.cumsum(0).add_(before)
+                found[0] += ranks.lt(self._equal).sum()
+                before += equal.sum()
+        return found
+
+    def shaped(self, chunk: int, memory: Tensor) -> Tensor:
+        return memory[:16].view(torch.int64)
+
+    def accept(self, chunk: int, partial: Tensor) -> None:
+        self._counts[chunk] = partial
+
+    def finish_pass(self) -> Tensor | None:
+        if self._chunk is not None:
+            place = self._chunk * CHUNK + int(self._counts[self._chunk, 0])
+            return torch.tensor(place, dtype=torch.float64)  # exact up to 2**53
+        beyond, equal = self._counts[:, 0], self._counts[:, 1].cumsum(0)
+        taken = self._k - int(beyond.sum())
+        if taken >= int(equal[-1]):
+            return torch.tensor(self._numel, dtype=torch.float64)
+        self._chunk = int(torch.searchsorted(equal, taken))
+        self._equal = taken - (int(equal[self._chunk - 1]) if self._chunk else 0)
+        return None
 
 
 def _count(histogram: Tensor, magnitude: Tensor, known: int | None, left: int, digit: int) -> None:

@@ -7,6 +7,7 @@ from math import prod
 
 from torch import Tensor
 
+from mergeengine.compiler.program import tile_shape
 from mergeengine.execution.arena import memory_of
 from mergeengine.execution.reader import Reader
 from mergeengine.lazy.algebra import Box
@@ -28,6 +29,25 @@ class Resolved:
     sizes: tuple[int, ...]
     order: tuple[int, ...]
     parts: tuple[tuple[Box, Box | None], ...]
+
+
+def sizes_of(box: Box) -> tuple[int, ...]:
+    return tuple(high - low for low, high in box)
+
+
+def index_of(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(low, high) for low, high in box)
+
+
+def tiles(sizes: tuple[int, ...], elements: int) -> Iterator[Box]:
+    """A box of these sizes cut into boxes of so many elements at most."""
+    tile = tile_shape(sizes, elements)
+    ranges = (range(0, size, step) for size, step in zip(sizes, tile, strict=True))
+    for corner in product(*ranges):
+        yield tuple(
+            (low, min(low + step, size))
+            for low, step, size in zip(corner, tile, sizes, strict=True)
+        )
 
 
 _Run = tuple[int, int, int | None]  # destination start and stop, source start

@@ -160,7 +160,7 @@ class Work:
                     if key in self._claimed:
                         return None  # another output is computing it
                     self._claimed.add(key)
-                state.fold = _fold_of(step.node) if step.kind == "reduce" else None
+                state.fold = self._fold_of(step) if step.kind == "reduce" else None
                 state.next_chunk = 0
                 state.running = True
             task = self._block(state, step)
@@ -169,12 +169,20 @@ class Work:
             self._end_pass(state, None)
         return None
 
+    def _fold_of(self, step: Step) -> "Fold":
+        from mergeengine.execution.reductions import fold_of  # torch, which not every run needs
+
+        numbers = [self.outcomes[node, step.compute.name] for node in step.node.inputs[1:]]
+        return fold_of(step.node, *numbers)
+
     def _block(self, state: State, step: Step) -> Task | None:
         first, chunks = state.next_chunk, step.chunks
         most = {"write": self._run, "reduce": 1, "whole": chunks}[step.kind]
         if step.kind == "write":
             while first < chunks and self._is_done(state.tensor, first):
                 first += 1
+        while state.fold is not None and first < chunks and not state.fold.wants(first):
+            first += 1
         last = first
         while last < min(chunks, first + most) and not (
             step.kind == "write" and self._is_done(state.tensor, last)
@@ -205,12 +213,6 @@ class Work:
             self._users[key] -= 1
             if not self._users[key]:
                 self.outcomes.pop(key, None)
-
-
-def _fold_of(node: Node) -> "Fold":
-    from mergeengine.execution.reductions import fold_of  # with torch, which not every run needs
-
-    return fold_of(node)
 
 
 def span(task: Task, first: int | None = None, last: int | None = None) -> tuple[int, int]:

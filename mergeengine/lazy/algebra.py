@@ -14,11 +14,13 @@ here: a mask of zero means "not touched", not "computed and cancelled".)
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Literal
 
 from mergeengine.lazy.nodes import BINARY, UNARY, Node, Shape, intern
 from mergeengine.lazy.stored import Stored
 
 Box = tuple[tuple[int, int], ...]
+End = Literal["largest", "smallest"]
 
 
 def stored(tensor: Stored) -> Node:
@@ -33,6 +35,27 @@ def constant(value: float, shape: Shape = ()) -> Node:
 
 def is_constant(node: Node, value: float) -> bool:
     return node.op == "constant" and node.value == value
+
+
+# --- generated ---------------------------------------------------------------------------
+
+
+def random(key: int, shape: Shape) -> Node:
+    """Numbers from 0 (included) to 1 (excluded), in steps of 2**-24: a function of ``key`` (64
+    bits) and of the flat position alone."""
+    return intern("random", (), shape, key)
+
+
+def rows(ranges: Sequence[tuple[int, int]], shape: Shape) -> Node:
+    """1 in the rows from the first to the last of each range, 0 elsewhere; shape (rows, 1, ...)."""
+    if not shape or any(not 0 <= first <= last < shape[0] for first, last in ranges):
+        raise ValueError(f"no rows {ranges} in a tensor of shape {shape}")
+    return intern("rows", (), (shape[0], *(1 for _ in shape[1:])), *ranges)
+
+
+def upto(place: Node, shape: Shape) -> Node:
+    """1 at the flat positions up to ``place`` (a ``kth_place``), 0 after it."""
+    return intern("upto", (place,), shape)
 
 
 # --- elementwise -------------------------------------------------------------------------
@@ -288,6 +311,14 @@ def kth_magnitude(node: Node, k: int) -> Node:
     if not 1 <= k <= node.numel:
         raise ValueError(f"no {k}-th magnitude among {node.numel} elements")
     return constant(0.0) if is_constant(node, 0.0) else intern("kth_magnitude", (node,), (), k)
+
+
+def kth_place(node: Node, threshold: Node, k: int, end: End) -> Node:
+    """Where the k largest (or smallest) magnitudes end among equal ones, which come in flat order.
+
+    ``threshold`` is the k-th of them, a ``kth_magnitude`` of the same node.
+    """
+    return intern("kth_place", (node, threshold), (), k, end)
 
 
 def low_rank(node: Node, rank: int) -> Node:

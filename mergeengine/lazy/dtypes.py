@@ -31,6 +31,7 @@ BFLOAT16 = DType("bfloat16", "BF16", 2, "float")
 FLOAT16 = DType("float16", "F16", 2, "float")
 FLOAT32 = DType("float32", "F32", 4, "float")
 FLOAT64 = DType("float64", "F64", 8, "float")
+UINT8 = DType("uint8", "U8", 1, "integer")
 
 _ALL = (
     BFLOAT16,
@@ -43,7 +44,7 @@ _ALL = (
     DType("int16", "I16", 2, "integer"),
     DType("int32", "I32", 4, "integer"),
     DType("int64", "I64", 8, "integer"),
-    DType("uint8", "U8", 1, "integer"),
+    UINT8,
     DType("uint16", "U16", 2, "integer"),
     DType("uint32", "U32", 4, "integer"),
     DType("uint64", "U64", 8, "integer"),

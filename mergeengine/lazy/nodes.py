@@ -7,7 +7,8 @@ Four kinds decide how a node is streamed:
 * ``reduction``: a pass over the input that leaves a small value;
 * ``whole``: needs its inputs complete in memory and declares its workspace.
 
-``stored`` leaves lie in a file; ``constant`` leaves are numbers.
+``stored`` leaves lie in a file; ``constant`` leaves are numbers; ``generated`` ones follow from the
+positions of their elements and are made where they would be read.
 """
 
 from collections.abc import Iterator
@@ -17,17 +18,25 @@ from threading import Lock
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
+from mergeengine.lazy.dtypes import FLOAT32, UINT8, DType
 from mergeengine.lazy.stored import Stored
 
-Kind = Literal["stored", "constant", "elementwise", "layout", "reduction", "whole"]
+Kind = Literal["stored", "constant", "generated", "elementwise", "layout", "reduction", "whole"]
 Shape = tuple[int, ...]
 
 UNARY = ("neg", "abs", "sign", "sqrt")
 BINARY = ("add", "sub", "mul", "div", "maximum", "minimum", "ge", "gt", "eq")
 
+GENERATED: dict[str, DType] = {  # and the dtype in which their values are exact
+    "random": FLOAT32,  # attributes: (key,): k · 2**-24 with k from 0 to 2**24 - 1, evenly
+    "rows": UINT8,  # attributes: ((first, last), ...): 1 in these rows; shape (rows, 1, ...)
+    "upto": UINT8,  # inputs: (place,): 1 at the flat positions up to it
+}
+
 KINDS: dict[str, Kind] = {
     "stored": "stored",  # attributes: (Stored,)
     "constant": "constant",  # attributes: (value,)
+    **dict.fromkeys(GENERATED, "generated"),
     **dict.fromkeys(UNARY, "elementwise"),
     **dict.fromkeys(BINARY, "elementwise"),  # comparisons give 1.0 and 0.0
     "where": "elementwise",  # inputs: condition (non-zero is true), then, else
@@ -38,6 +47,9 @@ KINDS: dict[str, Kind] = {
     "sum": "reduction",  # float64, over everything; shape ()
     "row_sum": "reduction",  # float64, over all dimensions but the first, which stays
     "kth_magnitude": "reduction",  # attributes: (k,): the k-th largest |x|, k from 1; shape ()
+    # inputs: (x, its threshold); attributes: (k, end): the flat position of the last element that
+    # is among the k largest (or smallest) |x| for being equal to the threshold
+    "kth_place": "reduction",
     "low_rank": "whole",  # attributes: (rank,): the nearest matrix of that rank
 }
 

@@ -8,6 +8,7 @@ from typing import cast
 
 from mergeengine.plan.document import Node
 from mergeengine.plan.document import Path as KeyPath
+from mergeengine.plan.mask_actions import actions_of, keep_of
 from mergeengine.plan.parameters import form, scaling
 from mergeengine.plan.plan import (
     DEFAULT_SHARD_SIZE,
@@ -22,7 +23,7 @@ from mergeengine.plan.plan import (
 )
 from mergeengine.plan.schema import MaskKeys, OutputKeys, PlanKeys, SourceKeys
 from mergeengine.plan.selecting import Selections
-from mergeengine.values.masks import MaskEntry, Masks
+from mergeengine.values.masks import WHOLE, MaskEntry, Masks
 from mergeengine.values.references import ModelReference, local_path, parse_reference
 
 
@@ -61,6 +62,7 @@ class _Builder:
             on_mismatch=keys.on_mismatch,
             document=self.root.plain,
             text=text,
+            seed=keys.seed,
         )
 
     def _sources(self, keys: PlanKeys) -> tuple[Source, ...]:
@@ -103,8 +105,12 @@ class _Builder:
             tuple(
                 MaskEntry(
                     self.selections.selector(entry),
-                    form(entry.scale, self.root, (*path, index, "scale"), self.selections),
+                    WHOLE
+                    if entry.scale is None
+                    else form(entry.scale, self.root, (*path, index, "scale"), self.selections),
                     self.root.at((*path, index)).position,
+                    keep_of(entry),
+                    actions_of(entry, self.folder),
                 )
                 for index, entry in enumerate(entries)
             )

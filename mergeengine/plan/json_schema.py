@@ -28,6 +28,7 @@ _DESCRIPTIONS = {
     "source_ft": "The fine-tuned model; the delta is source_ft - source_base.",
     "scaling": "How much of the delta is added.",
     "masks": "For each tensor, the first entry that matches decides how much of the delta it gets.",
+    "seed": "Of random masks, a whole number.",
     "sources": "Several deltas, each with its models, scaling and masks.",
     "layers": "Layers, both ends included: 4, 0-3 or 28-, or a list of these.",
     "match": "Globs on the whole name of a tensor; * crosses dots.",

@@ -115,7 +115,7 @@ class Plan:
 
     `document` is the plan as plain data, exactly as written, with includes, ``--set`` and
     variables applied; `text` is the file's text without them. `masks` hold for every source, on
-    top of the source's own.
+    top of the source's own. `seed` is that of random masks.
     """
 
     version: int
@@ -133,6 +133,7 @@ class Plan:
     text: str
     substituted: Substituted = field(default_factory=Substituted)
     warnings: tuple[str, ...] = ()
+    seed: int = 0
 
     @property
     def models(self) -> tuple[object, ...]:
@@ -140,7 +141,13 @@ class Plan:
         sources = [(each.name, each.source_base, each.source_ft) for each in self.sources]
         output = self.output
         donors = output.tokenizer, output.config, output.generation_config
-        return (self.target, *sources, *donors)
+        return (self.target, *sources, *donors, *self.mask_files)
+
+    @property
+    def mask_files(self) -> tuple[ModelReference, ...]:
+        """The files that masks are read from, each once."""
+        lists = (self.masks, *(source.masks for source in self.sources))
+        return tuple(dict.fromkeys(file for masks in lists for file in masks.files()))
 
     @property
     def identity_document(self) -> dict[str, Any]:

@@ -6,16 +6,26 @@ and numbers become is in `build`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from mergeengine.lazy.dtypes import OUTPUT_DTYPES, DType
-from mergeengine.plan.forms import LINE, Keys, Line, NotExpected, checked
+from mergeengine.plan.forms import (
+    LINE,
+    Keys,
+    Line,
+    NotExpected,
+    Number,
+    checked,
+    one_or_list,
+    one_or_many,
+)
 from mergeengine.plan.parameters import Scaled, Varying
 from mergeengine.plan.plan import ComputeDtype, OnExtra, OnMismatch, OnMissing
 from mergeengine.plan.selecting import SelectorKeys
 from mergeengine.units import parse_size
+from mergeengine.values.actions import RowRange
 from mergeengine.values.nearest import did_you_mean, nearest
 from mergeengine.values.references import REFERENCE, check_path, check_reference
 
@@ -44,6 +54,37 @@ def _size(value: Any) -> int:
         return parse_size(value if isinstance(value, int) else str(value))
     except (ValueError, OverflowError):
         raise NotExpected("expected a size such as 5GB, 512MiB or 1048576") from None
+
+
+def _rows(value: Any) -> RowRange:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise NotExpected("expected rows such as 4, 0-31999 or 32000-")
+    return RowRange.parse(value)
+
+
+def _share(value: float) -> float:
+    if not 0 < value <= 1:
+        raise NotExpected("expected a share above 0 and not above 1")
+    return value
+
+
+def _probability(value: float) -> float:
+    if not 0 <= value < 1:
+        raise NotExpected("expected a probability of 0 or more and below 1")
+    return value
+
+
+def _magnitude(value: float) -> float:
+    if value < 0:
+        raise NotExpected("expected a magnitude, which is not negative")
+    return value
+
+
+def _sign(text: str) -> str:
+    word, _, name = text.partition(" ")
+    if text != "target_shift" and (word != "agree_with" or not name.strip()):
+        raise NotExpected("expected target_shift or agree_with and the name of a source")
+    return text
 
 
 def _dtype(value: Any) -> DType:
@@ -94,8 +135,37 @@ Size = Annotated[
 ]
 
 
+Rows = Annotated[
+    list[Annotated[RowRange, PlainValidator(_rows)]],
+    BeforeValidator(one_or_many),
+    Field(min_length=1),
+    one_or_list({"anyOf": [{"type": "integer"}, {"type": "string", "pattern": "^\\s*[0-9]"}]}),
+]
+Share = Annotated[Number, AfterValidator(_share)]
+
+
+def _mask_file(text: str) -> str:
+    check_path(text)
+    if not text.endswith(".safetensors"):
+        raise NotExpected("expected a .safetensors file")
+    return text
+
+
 class MaskKeys(SelectorKeys):
-    scale: Varying
+    scale: Varying | None = None
+    keep: Literal["target", "source_ft"] | None = None
+    of: Line | None = None
+    orthogonal_to: Literal["target_shift"] | None = None
+    beta: Number | None = None
+    rows: Rows | None = None
+    tokens: Rows | None = None
+    file: Annotated[str, AfterValidator(_mask_file)] | None = None
+    default: Number | None = None
+    above: Annotated[Number, AfterValidator(_magnitude)] | None = None
+    top: Share | None = None
+    bottom: Share | None = None
+    sign: Annotated[Line, AfterValidator(_sign)] | None = None
+    drop: Annotated[Number, AfterValidator(_probability)] | None = None
 
 
 class DtypeRuleKeys(SelectorKeys):
@@ -137,6 +207,7 @@ class PlanKeys(Keys):
     scaling: Scaled = 1.0
     selections: dict[str, SelectorKeys] = Field({})
     masks: list[MaskKeys] = Field([])
+    seed: int = 0
     sources: Annotated[list[SourceKeys], Field(min_length=1)] | None = None
     output: OutputKeys = OutputKeys()
     numerics: NumericsKeys = NumericsKeys()

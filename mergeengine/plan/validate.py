@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from mergeengine.plan.document import Node, Path
 from mergeengine.plan.forms import Keys, NotExpected, written_keys
+from mergeengine.plan.mask_actions import check_masks
 from mergeengine.plan.parameters import form_of
 from mergeengine.plan.problems import Problems
 from mergeengine.plan.schema import NumericsKeys, OutputKeys, PlanKeys, SourceKeys
@@ -82,6 +83,7 @@ def _check_together(root: Node, problems: Problems) -> None:
                 problems.add(source.position, _missing_key(("sources", index, "source_base")))
         _check_names(sources, problems)
     check_selections(root, problems)
+    check_masks(root, problems)
     for path, node in root.walk():
         if path[-1:] == ("masks",) or path == ("output", "dtype") or _is_parameter(node):
             _check_order(node, problems)
@@ -139,6 +141,7 @@ def _entries(node: Node) -> list[Node]:
 
 _EXPECTED = {
     "float_type": "a number",
+    "int_type": "a whole number",
     "string_type": "a text",
     "list_type": "a list",
     "model_type": "a mapping of keys to values",
@@ -195,8 +198,6 @@ _NEEDED = {
 
 def _missing_key(path: Path) -> str:
     key = str(path[-1])
-    if key == "scale":
-        return f"{_label(path[:-1])} needs an action: `scale`"
     return f"{_label(path)} is missing" + (f": {_NEEDED[key]}" if key in _NEEDED else "")
 
 

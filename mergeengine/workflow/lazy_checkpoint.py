@@ -339,7 +339,7 @@ def compile_plan(plan: Plan | str | os.PathLike[str], *, offline: bool = False) 
         models.target,
         {output.name: LazyTensor(output.node) for output in outputs},
         {output.name: output.dtype for output in outputs},
-        models.merged(),
+        models.inputs(),
         plan.name,
         {output.name: output.compute for output in outputs},
     )

@@ -25,10 +25,15 @@ class Models:
     config: Checkpoint
     generation_config: Checkpoint
     source_names: tuple[str, ...]
+    masks: tuple[Checkpoint, ...] = ()
 
     def merged(self) -> tuple[Checkpoint, ...]:
         """The models whose weights are read, each once."""
         return tuple(dict.fromkeys((self.target, *self.bases, *self.fts)))
+
+    def inputs(self) -> tuple[Checkpoint, ...]:
+        """Those, and the files that masks are read from."""
+        return (*self.merged(), *self.masks)
 
     def roles(self) -> Iterator[tuple[str, Checkpoint]]:
         """Every role with its model; donors of companions only where they are other models."""
@@ -41,6 +46,8 @@ class Models:
             model: Checkpoint = getattr(self, role)
             if model not in self.merged():
                 yield role, model
+        for mask in self.masks:
+            yield "mask", mask
 
     def pins(self) -> PlanLock:
         """What each reference is now. Files beside the weights are no part of a local pin."""
@@ -69,7 +76,7 @@ class Models:
 
 def open_models(plan: Plan, lock: PlanLock, *, offline: bool) -> Models:
     """Open everything that a plan names; hub references at the commits that ``lock`` has."""
-    merged = [plan.target]
+    merged = [plan.target, *plan.mask_files]
     for source in plan.sources:
         merged += [source.source_base, source.source_ft]
     donors = [getattr(plan.output, role) for role in _DONORS]
@@ -106,4 +113,5 @@ def open_models(plan: Plan, lock: PlanLock, *, offline: bool) -> Models:
         config=donor(plan.output.config),
         generation_config=donor(plan.output.generation_config),
         source_names=tuple(source.name for source in plan.sources),
+        masks=tuple(found[file] for file in plan.mask_files),
     )

@@ -88,7 +88,7 @@ def prepare(
         models, pins = resolve(plan, settings, locked=locked)
     if plan.file.resolve().is_relative_to(path.resolve()):
         raise OutputError(f"{path}: the plan lies there; choose a folder of its own")
-    check_apart(path, models.merged())
+    check_apart(path, models.inputs())
     bound = bind_models(plan, models)
     companions = accompany(plan, models, bound.binding)
     described = [(t.output.name, t.output.dtype, t.output.shape) for t in bound.binding.tensors]
@@ -156,7 +156,8 @@ def bind_models(plan: Plan, models: Models) -> Bound:
     """Decide each output tensor; CheckpointError where the models do not fit together."""
     notes, warnings = models.examine()
     sources = list(zip(plan.sources, models.bases, models.fts, strict=True))
-    binding = bind(plan, models.target, sources)
+    files = {mask.reference: mask.tensors for mask in models.masks}
+    binding = bind(plan, models.target, sources, files)
     return Bound(binding, (*notes, *binding.notes), (*warnings, *binding.warnings))
 
 

@@ -96,7 +96,7 @@ def job_of(prepared: Prepared) -> Job:
         identity=prepared.identity,
         graph=prepared.binding.graph,
         layout=prepared.layout,
-        inputs=prepared.models.merged(),
+        inputs=prepared.models.inputs(),
         files=prepared.binding.graph.files(),
         companions=prepared.companions,
         plan={

@@ -112,3 +112,24 @@ def test_every_tensor_is_in_exactly_one_group(explained):
         "m.layers.{0,2-3}.c",
         "m.layers.{0-3}.a",
     ]
+
+
+def test_actions_stand_around_the_delta_in_the_order_of_their_work(explained):
+    text = PLAN + (
+        "scaling: 0.5\nmasks:\n"
+        "  - {match: 'a*', drop: 0.5, top: 0.2, scale: 2, orthogonal_to: target_shift}\n"
+        "  - {match: 'b*', keep: source_ft}\n"
+    )
+    first, second = explained(text, {"a.w": (2,), "b.w": (2,)})
+    assert first.formula == (
+        "target + 2 · drop(0.5, top(0.2, orthogonal(source_ft − source_base)))"
+    )
+    factor = first.terms[0].factors[1]
+    assert factor.value == 4.0
+    assert factor.text == (
+        'match: "a*", orthogonal_to: target_shift, top: 0.2, drop: 0.5, scale: 2'
+    )
+    assert factor.at is not None
+    assert factor.at.endswith("plan.yaml:11:5")
+    assert (second.kind, second.formula) == ("kept", "source_ft")
+    assert second.reasons[0].startswith('the tensor of ./ft: match: "b*", keep: source_ft (')

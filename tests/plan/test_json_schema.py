@@ -41,7 +41,7 @@ BEYOND = re.compile(
     r"|include_missing|key_not_a_word|merge_key|layers_downwards|number_(infinite|nan)"
     r"|reference_single_file|sources_of_one_name|tokenizer_misspelt"
     r"|variable_(?!name|without_value).*"
-    r"|regex_invalid|scaling_bound_negative|scaling_curve|scaling_half_a_curve"
+    r"|mask_without_action|regex_invalid|scaling_bound_negative|scaling_curve|scaling_half_a_curve"
     r"|scaling_layers|scaling_layers_none|scaling_outside|scaling_points"
     r"|scaling_ratio_and_bound|scaling_rule_never_used|scaling_rules"
     r"|scaling_rules_and_numbers|scaling_rules_without_default|selection_of_itself"

@@ -72,6 +72,7 @@ def test_json(here, command):
                 ],
                 "base": "model.layers.1.mlp.up_proj.weight",
                 "ft": "model.layers.1.mlp.up_proj.weight",
+                "delta": "(source_ft − source_base)",
             }
         ],
     }

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import mergeengine
 from mergeengine.plan import load_plan
+from mergeengine.values.anatomy import lone
 
 PLANS = Path(__file__).parents[2] / "plans"
 NAMES = sorted(path.name for path in PLANS.glob("*.yaml"))
@@ -81,7 +82,8 @@ def test_every_plan_runs(name: str, tmp_path: Path) -> None:
             old = load_file(source.source_base.path / "model.safetensors")[tensor]
             new = load_file(source.source_ft.path / "model.safetensors")[tensor]
             if old.shape == new.shape == expected.shape:
-                expected = expected + source.scaling.value * (new.float() - old.float())
+                scaling = source.scaling.at(lone(tensor)).value
+                expected = expected + scaling * (new.float() - old.float())
         torch.testing.assert_close(value.float(), expected, rtol=1e-2, atol=1e-5)
     transformers.AutoModelForCausalLM.from_pretrained(result.output)
 

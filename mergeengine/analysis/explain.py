@@ -7,7 +7,7 @@ from mergeengine.compiler.binding import Binding, BoundTensor, Delta
 from mergeengine.plan.plan import Plan
 from mergeengine.values.anatomy import layer_of
 from mergeengine.values.decisions import Decision
-from mergeengine.values.selectors import fits
+from mergeengine.values.selectors import fits, spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +192,3 @@ def _template(name: str, layer: int | None) -> str:
     parts = name.split(".")
     place = next(n for n, part in enumerate(parts) if part.isdecimal() and int(part) == layer)
     return ".".join([*parts[:place], "\0", *parts[place + 1 :]])
-
-
-def spans(numbers: list[int]) -> Iterator[str]:
-    """``[2, 3, 4, 7]`` as ``2-4``, ``7``."""
-    start = 0
-    for end in range(1, len(numbers) + 1):
-        if end == len(numbers) or numbers[end] != numbers[end - 1] + 1:
-            first, last = numbers[start], numbers[end - 1]
-            yield str(first) if first == last else f"{first}-{last}"
-            start = end

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mergeengine.analysis.explain import Explanation, spans
+from mergeengine.analysis.explain import Explanation
 from mergeengine.values.anatomy import layer_of
+from mergeengine.values.selectors import spans
 
 NOTHING = "·"  # a module without a delta
 

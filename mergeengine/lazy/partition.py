@@ -46,17 +46,3 @@ def boxes(shape: Shape, start: int, stop: int) -> Iterator[Box]:
     if remainder:
         for box in boxes(shape[1:], 0, remainder):
             yield ((last, last + 1), *box)
-
-
-def flat_range(shape: Shape, box: Box) -> tuple[int, int] | None:
-    """The flat range that a box covers where it is contiguous, else None."""
-    start, length, full = 0, 1, True
-    stride = 1
-    for (low, high), size in zip(reversed(box), reversed(shape), strict=True):
-        if not full and high - low != 1:
-            return None
-        start += low * stride
-        length *= high - low
-        full = full and (low, high) == (0, size)
-        stride *= size
-    return start, start + length

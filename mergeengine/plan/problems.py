@@ -49,10 +49,6 @@ class Problems:
             told.append(f"and {len(ordered) - _MOST} more")
         return PlanError("\n".join(told))
 
-    def raise_any(self) -> None:
-        if self.found:
-            raise self.error()
-
     def _snippet(self, place: Position) -> str:
         """The line of `place` with a caret below, cut to what fits a terminal."""
         lines = _LINE_END.split(self._texts.get(place.file, ""))

@@ -14,7 +14,7 @@ from typing import Literal
 from mergeengine.values.anatomy import Anatomy, TensorFacts
 from mergeengine.values.decisions import Decision, number_text
 from mergeengine.values.positions import Position
-from mergeengine.values.selectors import LayerRange, Selector, first_match
+from mergeengine.values.selectors import LayerRange, Selector, first_match, spans
 
 Curve = Literal["linear", "cosine", "quadratic", "sqrt"]
 
@@ -194,7 +194,7 @@ class LayerMap:
             ]
             if missing:
                 several = f" of {prefix.rstrip('.')}" if len(anatomy.stacks) > 1 else ""
-                yield f"{', '.join(_spans(missing))}{several}"
+                yield f"{', '.join(spans(missing))}{several}"
         if not anatomy.stacks:
             yield "none are there"
 
@@ -269,13 +269,3 @@ class Parameter:
                 f"{self.position}: `{self.key}` gives no value for layers {layers}; "
                 "name them too, or add `default:`"
             )
-
-
-def _spans(numbers: list[int]) -> Iterator[str]:
-    """``[2, 3, 4, 7]`` as ``2-4``, ``7``."""
-    start = 0
-    for end in range(1, len(numbers) + 1):
-        if end == len(numbers) or numbers[end] != numbers[end - 1] + 1:
-            first, last = numbers[start], numbers[end - 1]
-            yield str(first) if first == last else f"{first}-{last}"
-            start = end

@@ -70,6 +70,16 @@ class LayerRange:
 LAYERS_EXPECTED = "expected layers such as 4, 0-3, 28-, -1, -4--1, even or odd"
 
 
+def spans(numbers: list[int]) -> Iterator[str]:
+    """``[2, 3, 4, 7]`` as ``2-4``, ``7``."""
+    start = 0
+    for end in range(1, len(numbers) + 1):
+        if end == len(numbers) or numbers[end] != numbers[end - 1] + 1:
+            first, last = numbers[start], numbers[end - 1]
+            yield str(first) if first == last else f"{first}-{last}"
+            start = end
+
+
 @dataclass(frozen=True, slots=True)
 class Selector:
     """A choice of tensors; all conditions given must hold, none given selects all.

@@ -186,7 +186,7 @@ def foresee_sweep(
     if waiting:
         shortages.extend(filter(None, (disk_shortage(*waiting),)))
         try:
-            planned = together([job.graph for job in waiting], settings)
+            planned = together(waiting, settings)
             memory, missing = _memory(planned, settings)
             shortages.extend(filter(None, (missing,)))
         except ResourceError as error:

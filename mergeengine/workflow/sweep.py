@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergeengine.compiler.graph import Graph
 from mergeengine.compiler.schedule import Schedule, schedule
 from mergeengine.errors import PlanError
 from mergeengine.plan.load import load_plan
@@ -13,7 +12,7 @@ from mergeengine.plan.plan import Plan
 from mergeengine.plan.sweep import variants
 from mergeengine.workflow.measure import Meter
 from mergeengine.workflow.prepare import Prepared, output_of, prepare
-from mergeengine.workflow.produce import Progress, produce
+from mergeengine.workflow.produce import Job, Progress, produce
 from mergeengine.workflow.report import made, spent
 from mergeengine.workflow.run import RunResult, job_of, result_of
 from mergeengine.workflow.settings import Settings
@@ -47,13 +46,14 @@ def sweep(
         everything = prepare_sweep(
             plan, sweeps, settings, overrides=overrides, output=output, locked=locked
         )
+        jobs = [job_of(prepared) for prepared in everything]
+        planned = together(jobs, settings)
         if on_prepared is not None:
             for prepared in everything:
                 on_prepared(prepared)
-        jobs = [job_of(prepared) for prepared in everything]
         produced, done = produce(
             jobs,
-            lambda waiting: together([job.graph for job in waiting], settings),
+            lambda waiting: planned if len(waiting) == len(jobs) else together(waiting, settings),
             meter,
             settings,
             force=force,
@@ -77,15 +77,13 @@ def prepare_sweep(
 ) -> list[Prepared]:
     """Everything that is known of a sweep's outputs before data are read; see ``sweep``.
 
-    Raises PlanError for plans that do not make the same tensors, and ResourceError where all
-    together do not fit in memory.
+    Raises PlanError for plans that do not make the same tensors.
     """
     everything: list[Prepared] = []
     for version, place in versions(plan, sweeps, overrides, output):
         like = everything[0] if everything else None
         everything.append(prepare(version, settings, output=place, locked=locked, like=like))
         check_alike(everything[0], everything[-1])
-    together([prepared.binding.graph for prepared in everything], settings)
     return everything
 
 
@@ -113,8 +111,9 @@ def versions(
         yield version, place.with_name(f"{place.name}-{variant.name}") if sweeps else place
 
 
-def together(graphs: Sequence[Graph], settings: Settings) -> Schedule:
-    """The schedule of one pass that makes all graphs."""
+def together(jobs: Sequence[Job], settings: Settings) -> Schedule:
+    """The schedule of one pass that makes all jobs; ResourceError where it does not fit."""
+    graphs = [job.graph for job in jobs]
     return schedule(*graphs, memory=settings.memory_budget, workers=settings.worker_count)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mergeengine.checkpoints.checkpoint import Checkpoint
 from mergeengine.checkpoints.config import contradictions, quantized
-from mergeengine.lazy.stored import Stored
+from mergeengine.lazy.weight import Weight
 from mergeengine.values.anatomy import Anatomy
 from mergeengine.values.kinds import ROLES
 
@@ -76,7 +76,7 @@ class KindShare:
 def kinds_of(checkpoint: Checkpoint) -> tuple[KindShare, ...]:
     """What `kind` can select in a model: the roles, then the names of modules."""
     anatomy = Anatomy({name: tensor.shape for name, tensor in checkpoint.tensors.items()})
-    by_kind: dict[str, list[Stored]] = {}
+    by_kind: dict[str, list[Weight]] = {}
     for tensor in checkpoint.tensors.values():
         for kind in anatomy.tensor(tensor.name).kinds:
             by_kind.setdefault(kind, []).append(tensor)
@@ -88,9 +88,9 @@ def kinds_of(checkpoint: Checkpoint) -> tuple[KindShare, ...]:
     )
 
 
-def _shares(tensors: Iterable[Stored]) -> tuple[DtypeShare, ...]:
+def _shares(tensors: Iterable[Weight]) -> tuple[DtypeShare, ...]:
     """Element types, the one with the most bytes first."""
-    by_dtype: dict[str, list[Stored]] = {}
+    by_dtype: dict[str, list[Weight]] = {}
     for tensor in tensors:
         by_dtype.setdefault(tensor.dtype.name, []).append(tensor)
     shares = [

@@ -10,6 +10,7 @@ from typing import Any
 from mergeengine.checkpoints.checkpoint import Checkpoint
 from mergeengine.checkpoints.reading import opened
 from mergeengine.lazy.stored import Stored
+from mergeengine.lazy.weight import Weight, node_of
 
 # Endings of tensor names, whole components. Where several tied embeddings are stored, the first
 # ending named here is preferred: a decoder's is what its head is tied to.
@@ -126,9 +127,11 @@ def _untied(config: Mapping[str, Any] | None) -> bool:
     return bool(said) and said[0] is False
 
 
-def _same_bytes(checkpoint: Checkpoint, one: Stored, two: Stored) -> bool:
+def _same_bytes(checkpoint: Checkpoint, one: Weight, two: Weight) -> bool:
     if one.dtype != two.dtype:
         return False
+    if not isinstance(one, Stored) or not isinstance(two, Stored):
+        return node_of(one) is node_of(two)
     checkpoint.fetch([one.file, two.file])
     with opened(one.file.path) as read_one, opened(two.file.path) as read_two:
         for start in range(0, one.nbytes, _BLOCK):

@@ -1,6 +1,6 @@
 """A checkpoint: names to places in files, with its config; opened without reading tensor data."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from mergeengine.checkpoints.hub import HubModel
 from mergeengine.checkpoints.reading import opened
 from mergeengine.errors import CheckpointError
 from mergeengine.lazy.stored import Stored, StoredFile
+from mergeengine.lazy.weight import Weight, leaves
 from mergeengine.values.references import ModelReference, parse_reference
 
 _REQUESTS = 8  # to the hub at a time
@@ -24,13 +25,14 @@ _REQUESTS = 8  # to the hub at a time
 class Checkpoint:
     """A model on this machine or on the hub, as its headers describe it.
 
-    `tensors` are in file order: files by name, offsets ascending. `folder` is None for a single
+    `tensors` are in file order: files by name, offsets ascending. Most are `Stored` as they are;
+    others are `Derived` from what is. `folder` is None for a single
     file, and for a hub model the snapshot in the local cache, which exists once something of it
     was fetched. `revision` is the commit of a hub model.
     """
 
     reference: ModelReference
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, Weight]
     files: tuple[StoredFile, ...]
     config: Mapping[str, Any] | None = None
     folder: Path | None = None
@@ -61,6 +63,16 @@ class Checkpoint:
             for file in self.missing_files(files):
                 self._store.fetch(file)
 
+    def stored(self) -> Iterator[Stored]:
+        """What of the files takes part in the tensors, in file order; each once."""
+        plain = [tensor for tensor in self.tensors.values() if isinstance(tensor, Stored)]
+        if len(plain) == len(self.tensors):  # in this order already
+            yield from plain
+            return
+        number = {file: place for place, file in enumerate(self.files)}
+        found = dict.fromkeys(leaf for tensor in self.tensors.values() for leaf in leaves(tensor))
+        yield from sorted(found, key=lambda leaf: (number[leaf.file], leaf.offset))
+
     def identity(self) -> tuple[tuple[str, int, int, int], ...]:
         """Path, size, mtime and inode of each file of weights, as its header was read.
 
@@ -78,7 +90,7 @@ class Checkpoint:
             return f"{self.reference.repo}@{self.revision}"
         return sampled_digest(
             self.files,
-            self.tensors.values(),
+            self.stored(),
             config=self.companion("config.json"),
             in_folder=self.folder is not None,
         )

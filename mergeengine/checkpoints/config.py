@@ -7,7 +7,7 @@ from typing import Any
 
 from mergeengine.checkpoints.aliases import is_embedding
 from mergeengine.checkpoints.documents import shown
-from mergeengine.lazy.stored import Stored
+from mergeengine.lazy.weight import Weight
 
 Config = Mapping[str, Any]
 
@@ -88,7 +88,7 @@ def compare_configs(
     return ConfigReport(errors, notes)
 
 
-def contradictions(config: Config | None, tensors: Mapping[str, Stored]) -> list[str]:
+def contradictions(config: Config | None, tensors: Mapping[str, Weight]) -> list[str]:
     """Where a config does not describe the tensors it lies beside, one sentence each."""
     if config is None:
         return []
@@ -97,7 +97,7 @@ def contradictions(config: Config | None, tensors: Mapping[str, Stored]) -> list
     return [*_embedding_contradictions(text, tensors), *_layer_contradiction(text, tensors)]
 
 
-def _embedding_contradictions(config: Config, tensors: Mapping[str, Stored]) -> Iterator[str]:
+def _embedding_contradictions(config: Config, tensors: Mapping[str, Weight]) -> Iterator[str]:
     embeddings = [t for t in tensors.values() if is_embedding(t.name) and len(t.shape) == 2]
     rows = config.get("vocab_size")
     if embeddings and type(rows) is int and all(t.shape[0] != rows for t in embeddings):
@@ -114,7 +114,7 @@ def _embedding_contradictions(config: Config, tensors: Mapping[str, Stored]) -> 
         )
 
 
-def _layer_contradiction(config: Config, tensors: Mapping[str, Stored]) -> Iterator[str]:
+def _layer_contradiction(config: Config, tensors: Mapping[str, Weight]) -> Iterator[str]:
     counts = [(key, config[key]) for key in sorted(_LAYERS) if type(config.get(key)) is int]
     stacks: dict[str, set[int]] = {}
     for name in tensors:

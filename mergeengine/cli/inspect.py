@@ -9,6 +9,7 @@ import click
 
 from mergeengine.cli import options
 from mergeengine.cli.console import emit, emit_json, emit_table, warn
+from mergeengine.lazy.weight import leaves
 from mergeengine.units import format_size
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def command(model: str, with_tensors: bool, with_kinds: bool, offline: bool, sty
                     "dtype": tensor.dtype.name,
                     "shape": list(tensor.shape),
                     "bytes": tensor.nbytes,
-                    "file": tensor.file.path.name,
+                    "file": next(leaves(tensor)).file.path.name,
                 }
                 for tensor in checkpoint.tensors.values()
             ]

@@ -14,9 +14,8 @@ from mergeengine.compiler.element_masks import Files, actions_on, masked_delta, 
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
 from mergeengine.compiler.rules import check_parameters, check_rules, shadowed
 from mergeengine.errors import CheckpointError
-from mergeengine.lazy import algebra
-from mergeengine.lazy.stored import Stored
 from mergeengine.lazy.tensor import LazyTensor
+from mergeengine.lazy.weight import Weight, node_of
 from mergeengine.methods.relative import at_most, to_ratio
 from mergeengine.methods.transfer import transfer
 from mergeengine.plan.plan import Plan, Source
@@ -38,8 +37,8 @@ class Delta:
     """
 
     source: Source
-    base: Stored
-    ft: Stored
+    base: Weight
+    ft: Weight
     scaling: Decision
     plan_mask: Decision
     source_mask: Decision
@@ -77,7 +76,7 @@ class BoundTensor:
 
     output: OutputTensor
     kind: Kind
-    origin: Stored
+    origin: Weight
     facts: TensorFacts
     deltas: tuple[Delta, ...] = ()
 
@@ -159,7 +158,7 @@ def bind(
 
 def _bound(
     plan: Plan,
-    tensor: Stored,
+    tensor: Weight,
     anatomy: Anatomy,
     files: Files,
     sources: list[tuple[Source, Checkpoint, Checkpoint]],
@@ -205,11 +204,8 @@ def _bound(
                 notes.add(f"{sentence}; they get no delta from it", line, way_out)
     if gap is not None and not found:
         return _taken(plan, tensor, facts, gap)
-    receiver = LazyTensor(algebra.stored(tensor))
-    plain = [
-        LazyTensor(algebra.stored(delta.ft)) - LazyTensor(algebra.stored(delta.base))
-        for delta in found
-    ]
+    receiver = LazyTensor(node_of(tensor))
+    plain = [LazyTensor(node_of(delta.ft)) - LazyTensor(node_of(delta.base)) for delta in found]
     weights = [delta.weight(receiver, value) for delta, value in zip(found, plain, strict=True)]
     if any(delta.actions for delta in found):
         plain = _masked(plan, tensor, found, plain, files)
@@ -219,7 +215,7 @@ def _bound(
 
 
 def _masked(
-    plan: Plan, tensor: Stored, found: list[Delta], plain: list[LazyTensor], files: Files
+    plan: Plan, tensor: Weight, found: list[Delta], plain: list[LazyTensor], files: Files
 ) -> list[LazyTensor]:
     """The deltas after their masks' actions."""
     named = {delta.source.name: value for delta, value in zip(found, plain, strict=True)}
@@ -240,7 +236,7 @@ def _masked(
 
 def _kept(
     plan: Plan,
-    tensor: Stored,
+    tensor: Weight,
     facts: TensorFacts,
     keep: Keep,
     sources: list[tuple[Source, Checkpoint, Checkpoint]],
@@ -254,7 +250,7 @@ def _kept(
     found = _find(ft, tensor, notes)
     problem = _misfit(tensor, found, "source_ft", ft, source, len(sources) > 1)
     if found is not None and problem is None:
-        return _output(plan, tensor, facts, LazyTensor(algebra.stored(found)), "kept", (), found)
+        return _output(plan, tensor, facts, LazyTensor(node_of(found)), "kept", (), found)
     if problem is not None:
         kind, sentence, line, way_out = problem
         if (plan.on_missing if kind == "missing" else plan.on_mismatch) == "error":
@@ -265,7 +261,7 @@ def _kept(
     return None
 
 
-def _find(checkpoint: Checkpoint, tensor: Stored, notes: _Findings) -> Stored | None:
+def _find(checkpoint: Checkpoint, tensor: Weight, notes: _Findings) -> Weight | None:
     """The tensor of that name, or the one it is tied to."""
     found = checkpoint.tensors.get(tensor.name)
     if found is None:
@@ -277,8 +273,8 @@ def _find(checkpoint: Checkpoint, tensor: Stored, notes: _Findings) -> Stored | 
 
 
 def _problem(
-    tensor: Stored,
-    both: list[Stored | None],
+    tensor: Weight,
+    both: list[Weight | None],
     checkpoints: tuple[Checkpoint, Checkpoint],
     source: Source,
     several: bool,
@@ -294,8 +290,8 @@ def _problem(
 
 
 def _misfit(
-    tensor: Stored,
-    found: Stored | None,
+    tensor: Weight,
+    found: Weight | None,
     role: str,
     checkpoint: Checkpoint,
     source: Source,
@@ -359,18 +355,18 @@ def _extras(
                 yield _taken(plan, tensor, anatomy.tensor(name, tensor.shape), "copied")
 
 
-def _taken(plan: Plan, tensor: Stored, facts: TensorFacts, kind: Kind) -> BoundTensor:
-    return _output(plan, tensor, facts, LazyTensor(algebra.stored(tensor)), kind, ())
+def _taken(plan: Plan, tensor: Weight, facts: TensorFacts, kind: Kind) -> BoundTensor:
+    return _output(plan, tensor, facts, LazyTensor(node_of(tensor)), kind, ())
 
 
 def _output(
     plan: Plan,
-    tensor: Stored,
+    tensor: Weight,
     facts: TensorFacts,
     value: LazyTensor,
     kind: Kind,
     deltas: tuple[Delta, ...],
-    origin: Stored | None = None,
+    origin: Weight | None = None,
 ) -> BoundTensor:
     dtype = (plan.output.dtype.at(facts) if tensor.dtype.is_float else None) or tensor.dtype
     compute = compute_dtype(dtype, plan.numerics.compute_dtype)

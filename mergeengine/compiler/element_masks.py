@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Mapping
 
 from mergeengine.lazy import algebra
-from mergeengine.lazy.stored import Stored
 from mergeengine.lazy.tensor import LazyTensor
+from mergeengine.lazy.weight import Weight, node_of
 from mergeengine.methods.masking import masked, random_key
 from mergeengine.values.actions import Applied, FileMask, Rows, in_order
 from mergeengine.values.masks import MaskEntry
 from mergeengine.values.references import ModelReference
 
-Files = Mapping[ModelReference, Mapping[str, Stored]]
+Files = Mapping[ModelReference, Mapping[str, Weight]]
 """The tensors of each file of masks, by name."""
 
 
@@ -20,14 +20,14 @@ def actions_on(own: MaskEntry | None, of_plan: MaskEntry | None) -> tuple[Applie
 
 
 def misfits(
-    tensor: Stored, files: Files, *entries: MaskEntry | None
+    tensor: Weight, files: Files, *entries: MaskEntry | None
 ) -> Iterator[tuple[str, str, str]]:
     """What of masks a tensor has no place for: sentence, line of the list, way out."""
     yield from _missing_rows(tensor, *entries)
     yield from _unfit_files(tensor, files, *entries)
 
 
-def _missing_rows(tensor: Stored, *entries: MaskEntry | None) -> Iterator[tuple[str, str, str]]:
+def _missing_rows(tensor: Weight, *entries: MaskEntry | None) -> Iterator[tuple[str, str, str]]:
     """Rows that masks name and a tensor has not."""
     for entry in entries:
         for action in entry.actions if entry is not None else ():
@@ -43,7 +43,7 @@ def _missing_rows(tensor: Stored, *entries: MaskEntry | None) -> Iterator[tuple[
 
 
 def _unfit_files(
-    tensor: Stored, files: Files, *entries: MaskEntry | None
+    tensor: Weight, files: Files, *entries: MaskEntry | None
 ) -> Iterator[tuple[str, str, str]]:
     """What files of masks lack or have in another shape."""
     for entry in entries:
@@ -71,8 +71,8 @@ def _unfit_files(
 
 def masked_delta(
     source: str,
-    tensor: Stored,
-    base: Stored,
+    tensor: Weight,
+    base: Weight,
     actions: tuple[Applied, ...],
     coefficient: float,
     seed: int,
@@ -91,12 +91,12 @@ def masked_delta(
         found = files[mask.file].get(tensor.name)
         if found is None:
             return LazyTensor(algebra.constant(1.0 if mask.default is None else mask.default))
-        return LazyTensor(algebra.stored(found))
+        return LazyTensor(node_of(found))
 
     return masked(
         deltas[source],
         actions,
-        shift=LazyTensor(algebra.stored(tensor)) - LazyTensor(algebra.stored(base)),
+        shift=LazyTensor(node_of(tensor)) - LazyTensor(node_of(base)),
         others=deltas,
         stored=stored,
         key=lambda level: random_key(seed, source, level, tensor.name),

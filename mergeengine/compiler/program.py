@@ -11,7 +11,7 @@ from math import prod
 from mergeengine.lazy.algebra import Box
 from mergeengine.lazy.nodes import GENERATED, Node, Shape, walk
 
-VIEWS = ("slice", "permute", "take")
+VIEWS = ("slice", "permute", "take", "repeat")
 HOLDERS = ("stored", "row_sum", "low_rank", *GENERATED)
 
 

@@ -19,6 +19,7 @@ from mergeengine.compiler.schedule import (
     SCRATCH,
     Schedule,
     Step,
+    factor_bytes,
     itemsize,
     whole_workspace,
 )
@@ -93,13 +94,14 @@ def ring(
             workspace_bytes=workspace,
             temporary_bytes=temporary,
             whole_bytes=whole_bytes,
-            held_bytes=schedule.held_bytes,
+            held_bytes=schedule.held_bytes + count * factors,
         )
 
     inputs = max((_input_bytes(step, block) for step in steps), default=0)
     results = max((_result_bytes(step, block) for step in steps), default=0)
     workspace = max((_workspace_bytes(step, block) for step in steps), default=0)
     temporary = max((_temporary_bytes(step, block) for step in steps), default=0)
+    factors = max((_factor_bytes(step, block) for step in steps), default=0)
     least = of(devices, 1, 0)
     choices = [of(count, SLOTS, 0) for count in range(max(workers, devices), devices - 1, -1)]
     for found in (*choices, least):
@@ -159,6 +161,13 @@ def _input_bytes(step: Step, block: int) -> int:
     parts = boxes * sum(len(program.loads) for program in programs)
     numbers = sum(len(numbers_of(program)) for program in programs)
     return min(by_element, by_view) + SPACING * (parts + numbers)
+
+
+def _factor_bytes(step: Step, block: int) -> int:
+    """What products are made of, in ordinary memory of the host."""
+    elements = step.block_elements(block)
+    views = [load.view for piece in step.pieces for load in piece.program.loads]
+    return max((factor_bytes(view, elements) for view in views), default=0)
 
 
 def _result_bytes(step: Step, block: int) -> int:

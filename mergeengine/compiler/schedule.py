@@ -31,6 +31,7 @@ from mergeengine.units import format_binary_size
 TILE = 1 << 18  # smaller: calls cost more than the arithmetic; larger: out of the cache
 PATCH = 1 << 16  # the unit of operations that need several temporaries
 ALIGNMENT = 4096
+RANKS = 32  # of the factors of a product that are in memory at a time
 SCRATCH = 1 << 20  # gathers short rows of strided views
 LOADED = 48 << 20  # most bytes of one worker's loads; merges of a few sources have less
 LEAST_STRIP, MOST_STRIP = 1 << 12, 1 << 24
@@ -72,12 +73,7 @@ class Step:
 
     @property
     def read_bytes(self) -> int:
-        return sum(
-            load.view.numel * holder(load.view).stored.dtype.itemsize
-            for piece in self.pieces
-            for load in piece.program.loads
-            if holder(load.view).op == "stored"
-        )
+        return sum(stored_bytes(load.view) for piece in self.pieces for load in piece.program.loads)
 
     def load_bytes(self, elements: int) -> int:
         """Bytes of all loads for a block of that many elements, each aligned and with room to be
@@ -88,6 +84,7 @@ class Step:
                     [
                         align(min(elements, load.view.numel) * itemsize(load.view, self.compute))
                         + ALIGNMENT
+                        + factor_bytes(load.view, elements)
                         for load in piece.program.loads
                     ]
                 )
@@ -323,6 +320,25 @@ def itemsize(view: Node, compute: DType) -> int:
     if held.op in GENERATED:
         return GENERATED[held.op].itemsize
     return arithmetic_of(held, compute).itemsize
+
+
+def stored_bytes(view: Node) -> int:
+    """Bytes of files that a view is read from."""
+    if view.op in ("repeat", "product"):  # what they are made of may be much smaller
+        return sum(map(stored_bytes, view.inputs))
+    held = holder(view)
+    return view.numel * held.stored.dtype.itemsize if held.op == "stored" else 0
+
+
+def factor_bytes(view: Node, elements: int) -> int:
+    """Bytes that the factors of a product take beside a block of it: as stored, and converted."""
+    if view.op != "product":
+        return 0
+    left, right = view.inputs
+    rows, columns = left.numel // left.shape[-1], view.shape[-1]
+    ranks = min(left.shape[-1], RANKS)
+    touched = min(rows, elements // columns + 2)
+    return ranks * (touched + right.numel // right.shape[-2]) * 2 * FLOAT64.itemsize + align(1)
 
 
 def align(size: int) -> int:

@@ -1,6 +1,6 @@
 """What blocks are computed from: stored tensors, what earlier passes left, and numbers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -12,6 +12,7 @@ from mergeengine.compiler.schedule import Step, arithmetic_of
 from mergeengine.execution.arena import Arena
 from mergeengine.execution.generated import fill
 from mergeengine.execution.kernels import OPERATIONS, torch_dtype
+from mergeengine.execution.products import multiply
 from mergeengine.execution.reader import Reader
 from mergeengine.execution.views import Resolved, index_of, read_box, resolve, sizes_of
 from mergeengine.execution.work import Outcomes
@@ -61,6 +62,14 @@ def regions(step: Step, start: int, stop: int) -> Iterator[Region]:
         done += prod(sizes)
 
 
+Take = Callable[[int, torch.dtype, int | None], Tensor]
+"""Memory for elements of a dtype, which are read from a byte of a file: ``Arena.take``."""
+
+
+def _temporary(elements: int, dtype: torch.dtype, beside: int | None) -> Tensor:
+    return torch.empty(elements, dtype=dtype)
+
+
 class Inputs:
     """Loads boxes of views into host memory, and knows numbers; safe from many threads apart from
     ``scalar``, which remembers."""
@@ -77,15 +86,67 @@ class Inputs:
 
         ``scratch`` (flat, uint8) gathers short rows.
         """
-        if region.flat:
-            resolved, shape = _flattened(load.view, region.box)
-        else:
-            resolved = resolve(load.view, restricted(region.box, load.view.shape))
-            shape = resolved.holder.shape
+        if not region.flat:
+            box = restricted(region.box, load.view.shape)
+            return self._box(load.view, box, compute, arena.take, scratch)
+        resolved, shape = _flattened(load.view, region.box)
+        held, beside = resolved.holder, 0
+        if held.op == "stored":
+            beside = region.box[0][0] * held.stored.dtype.itemsize
+        return self._filled(resolved, shape, compute, arena.take, scratch, beside)
+
+    def _box(self, view: Node, box: Box, compute: DType, take: Take, scratch: Tensor) -> Tensor:
+        """A box of a view, as stored; a product in the dtype of the arithmetic."""
+        if view.op == "repeat":
+            return self._repeated(view, box, compute, take, scratch)
+        if view.op == "product":
+            out = take(prod(sizes_of(box)), torch_dtype(compute), None).view(sizes_of(box))
+
+            def factor(which: int, part: Box) -> Tensor:
+                values = self._box(view.inputs[which], part, compute, _temporary, scratch)
+                return values.to(torch_dtype(compute))
+
+            multiply(out, view, box, factor)
+            return out
+        resolved = resolve(view, box)
+        return self._filled(resolved, resolved.holder.shape, compute, take, scratch)
+
+    def _repeated(
+        self, view: Node, box: Box, compute: DType, take: Take, scratch: Tensor
+    ) -> Tensor:
+        """Elements are repeated where they were read, which are few."""
+        inner, offsets = [], []
+        for (low, high), (factor, first) in zip(box, view.attributes, strict=True):
+            start = (low + first) // factor
+            inner.append((start, -(-(high + first) // factor)))
+            offsets.append(low + first - start * factor)
+        values = self._box(view.inputs[0], tuple(inner), compute, _temporary, scratch)
+        out = take(prod(sizes_of(box)), values.dtype, None).view(sizes_of(box))
+        for dimension, size in enumerate(out.shape):
+            factor = view.attributes[dimension][0]
+            if factor > 1:
+                places = (torch.arange(size) + offsets[dimension]) // factor
+                if values.dtype.itemsize == 1:  # index_select lacks 8-bit floats
+                    chosen = values.view(torch.uint8).index_select(dimension, places)
+                    values = chosen.view(values.dtype)
+                else:
+                    values = values.index_select(dimension, places)
+        return out.copy_(values)
+
+    def _filled(
+        self,
+        resolved: Resolved,
+        shape: tuple[int, ...],
+        compute: DType,
+        take: Take,
+        scratch: Tensor,
+        beside: int = 0,
+    ) -> Tensor:
+        """A box of what holds data, seen with ``shape``, permuted as its view is."""
         held = resolved.holder
         elements = prod(resolved.sizes)
         if held.op in GENERATED:
-            place = arena.take(elements, torch_dtype(GENERATED[held.op])).view(resolved.sizes)
+            place = take(elements, torch_dtype(GENERATED[held.op]), None).view(resolved.sizes)
             inputs = [self.number(node, compute) for node in held.inputs]
             for destination, source in resolved.parts:
                 window = place[index_of(destination)]
@@ -96,7 +157,7 @@ class Inputs:
             return place.permute(resolved.order)
         if held.op != "stored":
             outcome = self._outcomes[held, arithmetic_of(held, compute).name].view(shape)
-            place = arena.take(elements, outcome.dtype).view(resolved.sizes)
+            place = take(elements, outcome.dtype, None).view(resolved.sizes)
             for destination, source in resolved.parts:
                 window = place[index_of(destination)]
                 if source is None:
@@ -105,8 +166,8 @@ class Inputs:
                     window.copy_(outcome[index_of(source)])
             return place.permute(resolved.order)
         stored = held.stored
-        beside = stored.offset + (region.box[0][0] * stored.dtype.itemsize if region.flat else 0)
-        place = arena.take(elements, torch_dtype(stored.dtype), beside).view(resolved.sizes)
+        dtype = torch_dtype(stored.dtype)
+        place = take(elements, dtype, stored.offset + beside).view(resolved.sizes)
         for destination, source in resolved.parts:
             window = place[index_of(destination)]
             if source is None:

@@ -54,7 +54,10 @@ _Run = tuple[int, int, int | None]  # destination start and stop, source start
 
 
 def resolve(view: Node, box: Box) -> Resolved:
-    """Follow a view inwards: permute, then takes, then a slice (the graph's normal form)."""
+    """Follow a view inwards: permute, then takes, then a slice (the graph's normal form).
+
+    What is repeated is not followed here: a box of it is not made of boxes.
+    """
     order = tuple(range(len(box)))
     node = view
     if node.op == "permute":

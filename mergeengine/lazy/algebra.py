@@ -4,8 +4,9 @@ Every graph built here is in one normal form, which is what makes blocks inside 
 
 * ``concat`` is only ever at the top: an operation on a concatenation becomes a concatenation
   of operations on its pieces;
-* ``slice``, ``take`` and ``permute`` stand directly over what holds data (a stored tensor, a
-  reduction or a whole node), in this order from the inside out: the *view* of it;
+* ``slice``, ``take``, ``permute`` and ``repeat`` stand directly over what holds data (a stored
+  tensor, a reduction or a whole node), in this order from the inside out: the *view* of it;
+* ``product`` stands directly over two views, and nothing of layout stands over it;
 * everything between is elementwise.
 
 A passage that is multiplied by zero is removed: its tensors are never read. (So 0 · NaN is 0
@@ -13,7 +14,9 @@ here: a mask of zero means "not touched", not "computed and cancelled".)
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import groupby
+from math import prod
 from typing import Literal
 
 from mergeengine.lazy.nodes import BINARY, UNARY, Node, Shape, intern
@@ -164,6 +167,15 @@ def slice_box(node: Node, box: Box) -> Node:
                     pieces.append(slice_box(piece, (*box[:dimension], part, *box[dimension + 1 :])))
                 offset = end
             return concat(pieces, dimension) if pieces else constant(0.0, shape)
+        case "repeat":
+            return _repeat_part(node, box)
+        case "product":
+            left, right = node.inputs
+            *batch, rows, columns = box
+            ranks = (0, left.shape[-1])
+            return product(
+                slice_box(left, (*batch, rows, ranks)), slice_box(right, (*batch, ranks, columns))
+            )
     if node.kind == "elementwise":
         return elementwise(node.op, *(restrict(child, box) for child in node.inputs))
     return intern("slice", (node,), shape, box)
@@ -192,6 +204,15 @@ def permute(node: Node, order: Sequence[int]) -> Node:
     if node.op == "concat":
         pieces = [permute(piece, order) for piece in node.inputs]
         return concat(pieces, order.index(node.attributes[0]))
+    if node.op == "repeat":
+        factors = [node.attributes[d] for d in order]
+        return intern("repeat", (permute(node.inputs[0], order),), shape, *factors)
+    if node.op == "product":
+        last = len(order) - 1
+        if order[:-2] != tuple(range(last - 1)):
+            raise ValueError("a product's own two dimensions may change places, no others")
+        left, right = node.inputs
+        return product(permute(right, order), permute(left, order))
     if node.kind == "elementwise":
         moved = (child if child.shape == () else permute(child, order) for child in node.inputs)
         return elementwise(node.op, *moved)
@@ -215,7 +236,18 @@ def take(node: Node, indices: Sequence[int], dimension: int = 0) -> Node:
     if node.op == "take" and node.attributes[0] == dimension:
         inner = node.attributes[1]
         return take(node.inputs[0], [inner[i] if i >= 0 else -1 for i in indices], dimension)
-    if node.kind == "elementwise" or node.op == "concat":
+    if node.op == "repeat" and node.attributes[dimension] == (1, 0):
+        return intern(
+            "repeat", (take(node.inputs[0], indices, dimension),), shape, *node.attributes
+        )
+    if node.op == "product" and -1 not in indices:
+        left, right = node.inputs
+        if dimension != len(shape) - 1:
+            left = take(left, indices, dimension)
+        if dimension != len(shape) - 2:
+            right = take(right, indices, dimension)
+        return product(left, right)
+    if node.kind == "elementwise" or node.op in ("concat", "repeat", "product"):
         # Through an operation only real rows may pass: f(0) need not be 0.
         return _take_runs(node, indices, dimension)
     return intern("take", (node,), shape, dimension, indices)
@@ -284,6 +316,120 @@ def _join_constants(nodes: list[Node], dimension: int) -> list[Node]:
             run = [constant(run[0].value, (*shape[:dimension], total, *shape[dimension + 1 :]))]
         joined.extend(run)
     return joined
+
+
+def repeat(node: Node, factors: Sequence[int], shape: Shape) -> Node:
+    """Each element of a view repeated ``factors[d]`` times along dimension d, cut off at ``shape``:
+    the scales of blocks, as a tensor of the shape of what they scale."""
+    fits = len(factors) == len(shape) == len(node.shape) and all(
+        factor >= 1 and -(-size // factor) == count
+        for factor, size, count in zip(factors, shape, node.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"a tensor of shape {node.shape} repeated {factors} does not give {shape}")
+    if node.op == "constant":
+        return constant(node.value, shape)
+    if shape == node.shape:
+        return node
+    return intern("repeat", (_view(node),), shape, *((factor, 0) for factor in factors))
+
+
+def _repeat_part(node: Node, box: Box) -> Node:
+    ranges, attributes = [], []
+    for (factor, first), (start, stop) in zip(node.attributes, box, strict=True):
+        low = (start + first) // factor
+        ranges.append((low, max(low, -(-(stop + first) // factor))))
+        attributes.append((factor, start + first - low * factor if factor > 1 else 0))
+    inner = slice_box(node.inputs[0], tuple(ranges))
+    shape = tuple(stop - start for start, stop in box)
+    if inner.op == "constant" or 0 in shape:
+        return constant(inner.value if inner.op == "constant" else 0.0, shape)
+    return inner if inner.shape == shape else intern("repeat", (inner,), shape, *attributes)
+
+
+def product(left: Node, right: Node) -> Node:
+    """The matrix product of two views of shape (..., m, k) and (..., k, n).
+
+    Terms are added in the order of k, each product and sum rounded, so that a part of the result
+    is the product of the parts, to the bit. Meant for factors of few ranks: an adapter's.
+    """
+    *batch, rows, ranks = left.shape if len(left.shape) > 1 else (0, 0)
+    *other, same, columns = right.shape if len(right.shape) > 1 else (0, 1)
+    if batch != other or ranks != same:
+        raise ValueError(f"no product of shapes {left.shape} and {right.shape}")
+    shape = (*batch, rows, columns)
+    if not ranks or 0 in shape or is_constant(left, 0.0) or is_constant(right, 0.0):
+        return constant(0.0, shape)
+    return intern("product", (_view(left), _view(right)), shape)
+
+
+def _view(node: Node) -> Node:
+    """``node``, which must be a view of what is stored."""
+    below = node
+    while below.op in ("slice", "take", "permute", "repeat"):
+        below = below.inputs[0]
+    if below.op != "stored":
+        raise ValueError(f"expected a view of a stored tensor, found {below.op}")
+    return node
+
+
+def unsqueeze(node: Node) -> Node:
+    """One more dimension, the first, of size 1: of what is stored, and of expressions over it."""
+    shape = (1, *node.shape)
+    match node.op:
+        case "stored":
+            return stored(replace(node.stored, shape=shape))
+        case "constant":
+            return constant(node.value, shape)
+        case "slice":
+            return slice_box(unsqueeze(node.inputs[0]), ((0, 1), *node.attributes[0]))
+        case "permute":
+            return permute(unsqueeze(node.inputs[0]), (0, *(d + 1 for d in node.attributes)))
+        case "take":
+            return take(unsqueeze(node.inputs[0]), node.attributes[1], node.attributes[0] + 1)
+        case "concat":
+            return concat([unsqueeze(each) for each in node.inputs], node.attributes[0] + 1)
+        case "repeat":
+            return intern("repeat", (unsqueeze(node.inputs[0]),), shape, (1, 0), *node.attributes)
+        case "product":
+            return product(*map(unsqueeze, node.inputs))
+    if node.kind == "elementwise":
+        inputs = (each if each.shape == () else unsqueeze(each) for each in node.inputs)
+        return elementwise(node.op, *inputs)
+    raise ValueError(f"cannot give another shape to a {node.op}")
+
+
+def squeeze(node: Node) -> Node:
+    """Without the first dimension, which has size 1: of what is stored, and of expressions."""
+    if node.shape[:1] != (1,):
+        raise ValueError(f"the first dimension of {node.shape} is not 1")
+    shape = node.shape[1:]
+    match node.op:
+        case "stored":
+            return stored(replace(node.stored, shape=shape))
+        case "constant":
+            return constant(node.value, shape)
+        case "slice" if node.inputs[0].op == "stored":
+            (place, _), *box = node.attributes[0]
+            whole = node.inputs[0].stored
+            inner = whole.shape[1:]
+            skipped = place * prod(inner) * whole.dtype.itemsize
+            part = stored(replace(whole, shape=inner, offset=whole.offset + skipped))
+            return slice_box(part, tuple(box))
+        case "permute" if node.attributes[0] == 0:
+            return permute(squeeze(node.inputs[0]), [d - 1 for d in node.attributes[1:]])
+        case "take" if node.attributes[0] > 0:
+            return take(squeeze(node.inputs[0]), node.attributes[1], node.attributes[0] - 1)
+        case "concat" if node.attributes[0] > 0:
+            return concat([squeeze(each) for each in node.inputs], node.attributes[0] - 1)
+        case "repeat" if node.inputs[0].shape[0] == 1:
+            return intern("repeat", (squeeze(node.inputs[0]),), shape, *node.attributes[1:])
+        case "product" if len(shape) > 1:
+            return product(*map(squeeze, node.inputs))
+    if node.kind == "elementwise":
+        inputs = (each if each.shape == () else squeeze(each) for each in node.inputs)
+        return elementwise(node.op, *inputs)
+    raise ValueError(f"cannot give another shape to a {node.op}")
 
 
 def _span(shape: Shape, dimension: int, start: int, stop: int) -> Box:

@@ -44,6 +44,11 @@ KINDS: dict[str, Kind] = {
     "permute": "layout",  # attributes: the input's dimension for each of the output's
     "take": "layout",  # attributes: (dimension, indices); index -1 is a row of zeros
     "concat": "layout",  # attributes: (dimension,)
+    # attributes: (factor, first) per dimension: element i is element (i + first) // factor
+    "repeat": "layout",
+    # inputs: (left, right), views of shape (..., m, k) and (..., k, n): a matrix product, whose
+    # terms are added in the order of k, each operation rounded
+    "product": "layout",
     "sum": "reduction",  # float64, over everything; shape ()
     "row_sum": "reduction",  # float64, over all dimensions but the first, which stays
     "kth_magnitude": "reduction",  # attributes: (k,): the k-th largest |x|, k from 1; shape ()

@@ -98,6 +98,22 @@ class LazyTensor:
         """Rows by index; -1 gives a row of zeros."""
         return LazyTensor(algebra.take(self.node, indices, dimension))
 
+    def repeat(self, factors: Sequence[int], shape: Shape) -> "LazyTensor":
+        """Each element ``factors[d]`` times along dimension d, cut off at ``shape``."""
+        return LazyTensor(algebra.repeat(self.node, factors, shape))
+
+    def __matmul__(self, other: "LazyTensor") -> "LazyTensor":
+        """The matrix product of two stored tensors (or views of them) with few ranks between."""
+        return LazyTensor(algebra.product(self.node, other.node))
+
+    def unsqueeze(self) -> "LazyTensor":
+        """One more dimension, the first, of size 1."""
+        return LazyTensor(algebra.unsqueeze(self.node))
+
+    def squeeze(self) -> "LazyTensor":
+        """Without the first dimension, which has size 1."""
+        return LazyTensor(algebra.squeeze(self.node))
+
     def sum(self) -> "LazyTensor":
         """The sum of all elements (shape ()), in float64, in an order fixed by the shape."""
         return LazyTensor(algebra.total(self.node))

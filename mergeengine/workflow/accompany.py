@@ -56,7 +56,15 @@ def _making(tensor: OutputTensor) -> str:
     return node_digests([tensor.node], lambda held: [held.source])[tensor.node] + tensor.dtype.name
 
 
-def node_digests(roots: Iterable[Node], input_of: Callable[[Stored], list[str]]) -> dict[Node, str]:
+def place_of(tensor: Stored) -> list[object]:
+    """Which part of its checkpoint a leaf is: what is stored under one name may be seen as several
+    tensors."""
+    return [tensor.name, tensor.offset, list(tensor.shape)]
+
+
+def node_digests(
+    roots: Iterable[Node], input_of: Callable[[Stored], list[object]]
+) -> dict[Node, str]:
     """A digest of each node: its operation and its operands; ``input_of`` says what a leaf is."""
     digests: dict[Node, str] = {}
     for node in walk(*roots):

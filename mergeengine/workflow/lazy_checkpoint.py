@@ -17,9 +17,9 @@ from mergeengine.checkpoints.config import quantized
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
 from mergeengine.compiler.schedule import Schedule, schedule
 from mergeengine.errors import CheckpointError
-from mergeengine.lazy import algebra
 from mergeengine.lazy.dtypes import OUTPUT_DTYPES, DType
 from mergeengine.lazy.tensor import LazyTensor
+from mergeengine.lazy.weight import node_of
 from mergeengine.output.companions import gather_companions
 from mergeengine.output.layout import lay_out
 from mergeengine.output.manifest import Model
@@ -28,7 +28,7 @@ from mergeengine.plan.plan import DEFAULT_SHARD_SIZE, Plan
 from mergeengine.values.decisions import number_text
 from mergeengine.values.digests import digest_of
 from mergeengine.values.references import ModelReference
-from mergeengine.workflow.accompany import node_digests, own_head
+from mergeengine.workflow.accompany import node_digests, own_head, place_of
 from mergeengine.workflow.existing import check_apart
 from mergeengine.workflow.measure import Meter
 from mergeengine.workflow.prepare import RESULT_VERSION, bind_models, resolve
@@ -318,7 +318,7 @@ def open_lazily(
         raise CheckpointError(f"{checkpoint}: {problem}")
     return LazyCheckpoint(
         checkpoint,
-        {name: LazyTensor(algebra.stored(t)) for name, t in checkpoint.tensors.items()},
+        {name: LazyTensor(node_of(t)) for name, t in checkpoint.tensors.items()},
         {name: tensor.dtype for name, tensor in checkpoint.tensors.items()},
         (checkpoint,),
         str(checkpoint),
@@ -348,5 +348,5 @@ def compile_plan(plan: Plan | str | os.PathLike[str], *, offline: bool = False) 
 def graph_digest(graph: Graph, pins: Mapping[str, str]) -> str:
     """A digest of what a graph computes, from which inputs, whatever their paths."""
     roots = [tensor.node for tensor in graph.tensors]
-    digests = node_digests(roots, lambda held: [pins[held.source], held.name])
+    digests = node_digests(roots, lambda held: [pins[held.source], *place_of(held)])
     return digest_of([[t.name, t.dtype.name, digests[t.node]] for t in graph.tensors])

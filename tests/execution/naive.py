@@ -34,6 +34,14 @@ def oracle(node: Node) -> Tensor:
             return padded.index_select(dimension, index)
         case "concat":
             return torch.cat(inputs, node.attributes[0])
+        case "repeat":
+            places = [
+                (torch.arange(size) + first) // factor
+                for size, (factor, first) in zip(node.shape, node.attributes, strict=True)
+            ]
+            return inputs[0][torch.meshgrid(*places, indexing="ij")]
+        case "product":
+            return inputs[0] @ inputs[1]
         case "sum":
             return inputs[0].sum()
         case "row_sum":

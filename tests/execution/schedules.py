@@ -11,6 +11,12 @@ from mergeengine.lazy.tensor import LazyTensor, concat
 
 Expression = Callable[[LazyTensor, LazyTensor, LazyTensor], LazyTensor]
 
+
+def blocks(tensor: LazyTensor, rows: int, columns: int) -> LazyTensor:
+    """One element for each block of so many rows and columns of a tensor of the same shape."""
+    return tensor[: -(-tensor.shape[0] // rows), : -(-tensor.shape[1] // columns)]
+
+
 EXPRESSIONS: dict[str, Expression] = {
     "transfer": lambda t, f, b: t + 0.7 * (f - b),
     "shared": lambda t, f, b: (f - b) * (f - b) + t / (f - b),
@@ -23,6 +29,19 @@ EXPRESSIONS: dict[str, Expression] = {
     "permuted": lambda t, f, b: t.permute(1, 0) - 0.3 * b.permute(1, 0),
     "part": lambda t, f, b: t[5:, 3:] - f[:-5, :-3],
     "taken": lambda t, f, b: t + 0.3 * f.take([3, 2, -1, *range(3, t.shape[0])]),
+    "repeated": lambda t, f, b: t * blocks(f, 3, 40).repeat([3, 40], t.shape),
+    "part of repeated": lambda t, f, b: (t * blocks(b, 4, 7).repeat([4, 7], t.shape))[
+        3:, 5:
+    ].permute(1, 0),
+    "rows of repeated": lambda t, f, b: (
+        t * blocks(f, 2, 3).repeat([2, 3], t.shape).take([5, -1, 3, 4, *range(4, t.shape[0])])
+    ),
+    "product": lambda t, f, b: t - 0.5 * (f[:, :5] @ b[-5:]),
+    "product of many ranks": lambda t, f, b: (t[:300, :40] @ f.permute(1, 0)[:40]).permute(1, 0)[
+        3:, 1:
+    ],
+    "rows of a product": lambda t, f, b: (f[:, 3:9] @ b[:6]).take([1, 0, *range(2, t.shape[0])]),
+    "unstacked": lambda t, f, b: concat([t.unsqueeze(), f.unsqueeze()])[1:].squeeze() - b,
     "thresholds": lambda t, f, b: (abs(f - b) >= 0.5).where(t, -b) * (t > b) + f.eq(b),
     "bounded": lambda t, f, b: t.sign() * f.minimum(0.5).maximum(-0.25) + abs(b).sqrt(),
     "constant": lambda t, f, b: t * 0.0 + 3.0,

@@ -76,6 +76,13 @@ EXPRESSIONS: dict[str, Callable[[list[LazyTensor]], LazyTensor]] = {
     "signs": lambda t: t[0].sign() * t[1].minimum(0.5).maximum(-0.25),
     "compared": lambda t: (t[0] > t[1]).where(t[0], -t[1]) + t[2].eq(t[2]),
     "zero": lambda t: (t[0] * 0.0) + 3.0,
+    "repeated": lambda t: t[0] * t[1][:13, :8].repeat([128, 128], (1600, 900)),
+    "part of repeated": lambda t: (t[0] * t[1][:13, :8].repeat([128, 128], (1600, 900)))[5:, 130:],
+    "product": lambda t: t[0] + 0.5 * (t[1][:, :40] @ t[2][:40]),
+    "product turned": lambda t: (
+        t[3] - (t[1][:, :5] @ t[2][:5]).permute(1, 0)[1:].take([0, *range(899)])
+    ),
+    "unstacked": lambda t: concat([t[0].unsqueeze(), t[1].unsqueeze()])[1:].squeeze() - t[2],
     "nested": lambda t: t[0] * ((t[1] - t[1].sum() / float(t[1].node.numel)).norm() / t[2].norm()),
 }
 
@@ -134,6 +141,38 @@ def test_scalars_empty_and_three_dimensional_tensors(store: Store) -> None:
     )
     for found, value in zip(computed(*values), values, strict=True):
         assert torch.equal(found, oracle(value.node))
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_part_of_repeated_blocks_and_products(store: Store, data: st.DataObject) -> None:
+    def size(name: str, most: int = 9) -> int:
+        return data.draw(st.integers(1, most), label=name)
+
+    shape = size("experts", 3), size("rows"), size("columns")
+    factors = [size("factor", 4) for _ in shape]
+    few = store(torch.randn([-(-n // f) for n, f in zip(shape, factors, strict=True)]))
+    ranks = size("ranks", 70)
+    left, right = (
+        store(torch.randn(*shape[:2], ranks)),
+        store(torch.randn(shape[0], ranks, shape[2])),
+    )
+    orders = {"plain": (0, 1, 2), "turned": (0, 2, 1)}
+    value = few.repeat(factors, shape) + left @ right
+    value = value.permute(*orders[data.draw(st.sampled_from(sorted(orders)))])
+    value = value[
+        tuple(
+            slice(low, data.draw(st.integers(low, n)))
+            for n in value.shape
+            for low in [data.draw(st.integers(0, n - 1))]
+        )
+    ]
+    if value.shape[1]:
+        value = value.take(data.draw(st.lists(st.integers(-1, value.shape[1] - 1), min_size=1)), 1)
+    if value.shape[0] == 1:
+        value = value.squeeze()
+    (found,) = computed(value)
+    assert torch.allclose(found, oracle(value.node), rtol=1e-12, atol=1e-12)
 
 
 def test_blocks_in_this_thread_are_the_same(store: Store) -> None:

@@ -147,6 +147,8 @@ def _reasons(plan: Plan, tensor: BoundTensor) -> Iterator[str]:
             yield f"there is no delta for it, and `on_missing: {plan.on_missing}`"
         case "mismatch":
             yield f"the delta has another shape or kind, and `on_mismatch: {plan.on_mismatch}`"
+        case "unmapped":
+            yield "its layer is not in `layer_map`: it gets no delta"
         case "copied":
             yield f"only {tensor.origin.source} has it, and `on_extra: {plan.on_extra}`"
         case "kept":
@@ -165,7 +167,7 @@ def _reasons(plan: Plan, tensor: BoundTensor) -> Iterator[str]:
             yield f"the norm of the delta is bounded: {delta.limit.text} ({delta.limit.position})"
         for stored in (delta.base, delta.ft):
             if stored.name != tensor.output.name and delta.coefficient:
-                yield f"tied in {stored.source}: {stored.name} is read"
+                yield f"in {stored.source} it is {stored.name}"
 
 
 def _unnamed(each: Explanation) -> object:

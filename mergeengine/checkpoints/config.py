@@ -34,6 +34,7 @@ _WORTH_A_NOTE = {
     "rope_local_base_freq", "partial_rotary_factor", "rotary_pct", "rotary_dim", "rotary_emb_base",
     "num_experts_per_tok",
 }  # fmt: skip
+_TEXT = "text_config"
 _NESTED_LEVELS = 4  # text_config, vision_config and the like inside each other
 _LAYER_NAMES = {"layers", "layer", "h", "block", "blocks"}
 _IN_LAYER = re.compile(r"(?P<stack>[^0-9.][^.]*(?:\.[^0-9.][^.]*)*)\.(?P<number>[0-9]{1,6})\.")
@@ -63,23 +64,35 @@ def quantized(config: Config | None) -> str | None:
 
 
 def compare_configs(
-    target_label: str, target: Config | None, others: Sequence[tuple[str, Config | None]]
+    target_label: str,
+    target: Config | None,
+    others: Sequence[tuple[str, Config | None]],
+    *,
+    layers_differ: bool = False,
+    names_differ: bool = False,
 ) -> ConfigReport:
     """Compare configs with the target's, on the keys that both have, nested ones included.
 
     Shapes and the model's type must agree; settings that weights were trained under (rope, norm,
-    positions, vocabulary) are notes: the result keeps the target's.
+    positions, vocabulary) are notes: the result keeps the target's. Where the plan maps layers
+    (``layers_differ``) or names (``names_differ``), so are the number of layers and the type.
     """
     errors: list[str] = []
     notes: list[str] = []
+    must_agree = set(_MUST_AGREE)
+    must_agree -= _LAYERS if layers_differ else set()
+    must_agree -= {"model_type"} if names_differ else set()
     flat_target = dict(_flat(target or {}))
-    flat_others = [(label, dict(_flat(config or {}))) for label, config in others]
+    flat_others = [
+        (label, _beside(target or {}, config or {}, dict(_flat(config or {}))))
+        for label, config in others
+    ]
     for key, value in flat_target.items():
         having = [(label, flat[key]) for label, flat in flat_others if key in flat]
         if all(other == value for _, other in having):
             continue
         last = key.rpartition(".")[2]
-        if last in _MUST_AGREE:
+        if last in must_agree:
             differing = [pair for pair in having if pair[1] is not None and pair[1] != value]
             if value is not None and differing:  # null is "derived from the others"
                 errors.append(_difference(key, [(target_label, value), *differing]))
@@ -92,7 +105,7 @@ def contradictions(config: Config | None, tensors: Mapping[str, Weight]) -> list
     """Where a config does not describe the tensors it lies beside, one sentence each."""
     if config is None:
         return []
-    text = config.get("text_config")
+    text = config.get(_TEXT)
     text = text if isinstance(text, dict) else config
     return [*_embedding_contradictions(text, tensors), *_layer_contradiction(text, tensors)]
 
@@ -136,6 +149,18 @@ def _layer_contradiction(config: Config, tensors: Mapping[str, Weight]) -> Itera
             f"config.json says {key} {count}, but the tensors have {found_counts[stack]} of "
             f"{stack}.N"
         )
+
+
+def _beside(target: Config, config: Config, flat: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a config as the target has them: a language model's own config is the
+    ``text_config`` of what wraps it."""
+    wrapped = [isinstance(each.get(_TEXT), dict) for each in (target, config)]
+    if wrapped == [True, False]:
+        return {f"{_TEXT}.{key}": value for key, value in flat.items()}
+    if wrapped == [False, True]:
+        inner = f"{_TEXT}."
+        return {k.removeprefix(inner): v for k, v in flat.items() if k.startswith(inner)}
+    return flat
 
 
 def _flat(config: Config) -> Iterator[tuple[str, Any]]:

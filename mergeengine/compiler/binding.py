@@ -10,9 +10,10 @@ from typing import Literal
 
 from mergeengine.checkpoints.aliases import alias_of, redundant_alias
 from mergeengine.checkpoints.checkpoint import Checkpoint
+from mergeengine.compiler.correspondence import Counterparts, in_place_of
 from mergeengine.compiler.element_masks import Files, actions_on, masked_delta, misfits
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
-from mergeengine.compiler.rules import check_parameters, check_rules, shadowed
+from mergeengine.compiler.rules import check_parameters, check_renames, check_rules, shadowed
 from mergeengine.errors import CheckpointError
 from mergeengine.lazy.tensor import LazyTensor
 from mergeengine.lazy.weight import Weight, node_of
@@ -23,8 +24,9 @@ from mergeengine.values.actions import Applied, Keep
 from mergeengine.values.anatomy import Anatomy, TensorFacts
 from mergeengine.values.decisions import Decision
 from mergeengine.values.masks import decision_of
+from mergeengine.values.renaming import ROLES_OF_NAMES
 
-Kind = Literal["merged", "frozen", "kept", "not float", "missing", "mismatch", "copied"]
+Kind = Literal["merged", "frozen", "kept", "not float", "missing", "mismatch", "unmapped", "copied"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,9 @@ class BoundTensor:
     """One output tensor and what it is made of.
 
     ``kind``: merged; frozen (every coefficient is 0); kept (a mask takes a fine-tune's); or why it
-    is taken as it is: an integer or boolean tensor, one without a delta (``missing``,
-    ``mismatch``), or one that only the fine-tune has (``copied``). ``origin`` is the tensor that is
-    taken or added to.
+    is taken as it is: an integer or boolean tensor, one without a delta (``missing``, ``mismatch``,
+    or ``unmapped``: its layer is left out by `layer_map`), or one that only the fine-tune has
+    (``copied``). ``origin`` is the tensor that is taken or added to.
     """
 
     output: OutputTensor
@@ -102,7 +104,11 @@ class Binding:
         return {kind: kinds.count(kind) for kind in dict.fromkeys(sorted(kinds, key=_ORDER.index))}
 
 
-_ORDER = ["merged", "frozen", "kept", "not float", "missing", "mismatch", "copied"]
+_ORDER = ["merged", "frozen", "kept", "not float", "missing", "mismatch", "unmapped", "copied"]
+
+
+Pair = tuple[Source, Counterparts, Counterparts]
+"""A source, its base and its fine-tune."""
 
 
 @dataclass(slots=True)
@@ -136,7 +142,7 @@ def bind(
     Raises CheckpointError with the complete list of what does not fit, and PlanError for a mask
     or dtype rule that matches no tensor.
     """
-    pairs = list(sources)
+    pairs = [(source, *_counterparts(target, source, base, ft)) for source, base, ft in sources]
     anatomy = Anatomy({name: tensor.shape for name, tensor in target.tensors.items()})
     check_parameters(plan, anatomy)
     errors, notes = _Findings(), _Findings()
@@ -151,9 +157,32 @@ def bind(
             + "\n  ".join(errors.texts())
             + "".join(f"\n  {way_out}" for way_out in errors.ways_out)
         )
+    for source, base, ft in pairs:
+        check_renames(source, base, ft)
+        for model in (base, ft):
+            for sentence, lines in model.notes():
+                for line in lines:
+                    notes.add(sentence, line, "")
     facts = [tensor.facts for tensor in tensors]
     check_rules(plan, anatomy, facts)
     return Binding(tuple(tensors), tuple(notes.texts()), tuple(shadowed(plan, facts)))
+
+
+def _counterparts(
+    target: Checkpoint, source: Source, base: Checkpoint, ft: Checkpoint
+) -> tuple[Counterparts, Counterparts]:
+    """The models of a source, asked by the target's names; CheckpointError where the plan gives
+    two tensors one name."""
+    found = tuple(
+        Counterparts(target, model, role, source.renames, source.layer_map)
+        for role, model in zip(ROLES_OF_NAMES, (base, ft), strict=True)
+    )
+    clashes = [f"{each.other}: {text}" for each in found for text in each.clashes]
+    if clashes:
+        raise CheckpointError(
+            "`rename` gives two tensors one name:\n    " + "\n    ".join(dict.fromkeys(clashes))
+        )
+    return found[0], found[1]
 
 
 def _bound(
@@ -161,7 +190,7 @@ def _bound(
     tensor: Weight,
     anatomy: Anatomy,
     files: Files,
-    sources: list[tuple[Source, Checkpoint, Checkpoint]],
+    sources: list[Pair],
     errors: _Findings,
     notes: _Findings,
 ) -> BoundTensor:
@@ -175,6 +204,7 @@ def _bound(
         return _taken(plan, tensor, facts, "not float")
     found: list[Delta] = []
     gap: Kind | None = None
+    unmapped = False
     for source, base, ft in sources:
         own_entry = source.masks.entry_at(facts)
         decisions = (
@@ -184,7 +214,16 @@ def _bound(
         )
         limit = source.scaling.limit_at(facts)
         frozen = 0.0 in [each.value for each in (*decisions, limit) if each is not None]
-        both = [_find(checkpoint, tensor, notes) for checkpoint in (base, ft)]
+        if base.gets_nothing(tensor.name):
+            unmapped = True
+            continue
+        both = [model.find(tensor) for model in (base, ft)]
+        if tensor.name.endswith(".bias"):
+            biases = [
+                found or model.missing_bias(tensor)
+                for found, model in zip(both, (base, ft), strict=True)
+            ]
+            both = biases if all(biases) else both
         problem = _problem(tensor, both, (base, ft), source, len(sources) > 1)
         if problem is None and both[0] is not None and both[1] is not None:
             actions: tuple[Applied, ...] = ()
@@ -202,8 +241,8 @@ def _bound(
                 errors.add(sentence, line, way_out)
             else:
                 notes.add(f"{sentence}; they get no delta from it", line, way_out)
-    if gap is not None and not found:
-        return _taken(plan, tensor, facts, gap)
+    if (gap is not None or unmapped) and not found:
+        return _taken(plan, tensor, facts, gap or "unmapped")
     receiver = LazyTensor(node_of(tensor))
     plain = [LazyTensor(node_of(delta.ft)) - LazyTensor(node_of(delta.base)) for delta in found]
     weights = [delta.weight(receiver, value) for delta, value in zip(found, plain, strict=True)]
@@ -239,7 +278,7 @@ def _kept(
     tensor: Weight,
     facts: TensorFacts,
     keep: Keep,
-    sources: list[tuple[Source, Checkpoint, Checkpoint]],
+    sources: list[Pair],
     errors: _Findings,
     notes: _Findings,
 ) -> BoundTensor | None:
@@ -247,7 +286,7 @@ def _kept(
     if keep.role == "target":
         return None
     source, _, ft = next(each for each in sources if keep.of in (None, each[0].name))
-    found = _find(ft, tensor, notes)
+    found = ft.find(tensor)
     problem = _misfit(tensor, found, "source_ft", ft, source, len(sources) > 1)
     if found is not None and problem is None:
         return _output(plan, tensor, facts, LazyTensor(node_of(found)), "kept", (), found)
@@ -261,29 +300,16 @@ def _kept(
     return None
 
 
-def _find(checkpoint: Checkpoint, tensor: Weight, notes: _Findings) -> Weight | None:
-    """The tensor of that name, or the one it is tied to."""
-    found = checkpoint.tensors.get(tensor.name)
-    if found is None:
-        alias = alias_of(checkpoint, tensor.name, tensor.shape)
-        if alias is not None:
-            found = checkpoint.tensors[alias]
-            notes.add(f"taken from tied weights in {checkpoint}", f"{tensor.name} ← {alias}", "")
-    return found
-
-
 def _problem(
     tensor: Weight,
     both: list[Weight | None],
-    checkpoints: tuple[Checkpoint, Checkpoint],
+    models: tuple[Counterparts, Counterparts],
     source: Source,
     several: bool,
 ) -> tuple[Kind, str, str, str] | None:
     """Why a source has no delta for a tensor: kind, sentence, line of the list, way out."""
-    for role, found, checkpoint in zip(
-        ("source_base", "source_ft"), both, checkpoints, strict=True
-    ):
-        problem = _misfit(tensor, found, role, checkpoint, source, several)
+    for role, found, model in zip(ROLES_OF_NAMES, both, models, strict=True):
+        problem = _misfit(tensor, found, role, model, source, several)
         if problem is not None:
             return problem
     return None
@@ -293,19 +319,19 @@ def _misfit(
     tensor: Weight,
     found: Weight | None,
     role: str,
-    checkpoint: Checkpoint,
+    model: Counterparts,
     source: Source,
     several: bool,
 ) -> tuple[Kind, str, str, str] | None:
     """Why a model's tensor cannot stand beside the target's; see ``_problem``."""
     of = f" of {source.name}" if several else ""
     if found is None:
-        sentence = f"tensors of the target are missing in {role}{of} ({checkpoint})"
+        sentence = f"tensors of the target are missing in {role}{of} ({model.other})"
         way = "`on_missing: keep_target` keeps the target's values where there is no delta"
         return "missing", sentence, tensor.name, way
     alike = found.dtype.is_float if tensor.dtype.is_float else found.dtype == tensor.dtype
     if found.shape != tensor.shape or not alike:
-        sentence = f"tensors have another shape or kind in {role}{of} ({checkpoint})"
+        sentence = f"tensors have another shape or kind in {role}{of} ({model.other})"
         line = (
             f"{tensor.name}: {tensor.dtype} {list(tensor.shape)} in the target, "
             f"{found.dtype} {list(found.shape)} there"
@@ -319,20 +345,18 @@ def _extras(
     plan: Plan,
     target: Checkpoint,
     anatomy: Anatomy,
-    sources: list[tuple[Source, Checkpoint, Checkpoint]],
+    sources: list[Pair],
     errors: _Findings,
     notes: _Findings,
 ) -> Iterable[BoundTensor]:
     """What a fine-tune has and the target has not, as ``on_extra`` says."""
     copied: dict[str, Checkpoint] = {}
-    for _, _, ft in sources:
-        for tensor in ft.tensors.values():
-            name = tensor.name
-            if name in target.tensors:
-                continue
+    for _, _, model in sources:
+        ft = model.other
+        for name, tensor in model.extras():
             if (
                 alias_of(target, name, tensor.shape) is not None
-                and redundant_alias(ft, name) is not None
+                and redundant_alias(ft, tensor.name) is not None
             ):
                 notes.add(f"tied in the target and repeated in {ft}: left out", name, "")
             elif plan.on_extra == "ignore":
@@ -352,7 +376,8 @@ def _extras(
             else:
                 copied[name] = ft
                 notes.add(f"copied from source_ft ({ft}), as on_extra says", name, "")
-                yield _taken(plan, tensor, anatomy.tensor(name, tensor.shape), "copied")
+                taken = in_place_of(name, tensor)
+                yield _taken(plan, taken, anatomy.tensor(name, tensor.shape), "copied")
 
 
 def _taken(plan: Plan, tensor: Weight, facts: TensorFacts, kind: Kind) -> BoundTensor:

@@ -3,14 +3,16 @@
 from collections.abc import Iterator, Sequence
 from re import findall
 
+from mergeengine.compiler.correspondence import Counterparts
 from mergeengine.errors import PlanError
-from mergeengine.plan.plan import Plan
+from mergeengine.plan.plan import Plan, Source
 from mergeengine.values.anatomy import Anatomy, TensorFacts
 from mergeengine.values.kinds import ROLES
 from mergeengine.values.masks import MaskEntry
 from mergeengine.values.nearest import did_you_mean, nearest
 from mergeengine.values.parameters import Parameter
 from mergeengine.values.positions import Position
+from mergeengine.values.renaming import ROLES_OF_NAMES
 from mergeengine.values.selectors import Selector, first_match
 
 Listed = tuple[str, Position | None, Selector]
@@ -38,6 +40,27 @@ def check_rules(plan: Plan, anatomy: Anatomy, tensors: Sequence[TensorFacts]) ->
 def check_parameters(plan: Plan, anatomy: Anatomy) -> None:
     """PlanError for every parameter that cannot be resolved for the layers of the target."""
     problems = [text for parameter in _parameters(plan) for text in parameter.problems(anatomy)]
+    if problems:
+        raise PlanError("\n".join(problems))
+
+
+def check_renames(source: Source, base: Counterparts, ft: Counterparts) -> None:
+    """PlanError for every `rename` of a source that fits no tensor of the models it is for."""
+    problems = []
+    for rule in source.renames:
+        models = [
+            m for m, role in zip((base, ft), ROLES_OF_NAMES, strict=True) if role in rule.roles
+        ]
+        if all(rule in model.unmatched for model in models):
+            names = list(models[0].other.tensors)
+            word = max(findall(r"\w+", rule.pattern), key=len, default="")
+            near = nearest(word, _parts(names), limit=2, cutoff=0.5)
+            hint = " and ".join(f"`{name}`" for name in near)
+            told = f"tensors have names with {hint}" if near else f"its tensors are {names[0]}, ..."
+            problems.append(
+                f"{rule.position}: this rename fits no tensor of {models[0].other} ({rule.text}); "
+                f"{told} (`mergeengine inspect --tensors` lists them)"
+            )
     if problems:
         raise PlanError("\n".join(problems))
 

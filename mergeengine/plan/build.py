@@ -21,10 +21,12 @@ from mergeengine.plan.plan import (
     Source,
     Substituted,
 )
-from mergeengine.plan.schema import MaskKeys, OutputKeys, PlanKeys, SourceKeys
+from mergeengine.plan.renaming import rename_of
+from mergeengine.plan.schema import MaskKeys, OutputKeys, PlanKeys, RenameKeys, SourceKeys
 from mergeengine.plan.selecting import Selections
 from mergeengine.values.masks import WHOLE, MaskEntry, Masks
 from mergeengine.values.references import ModelReference, local_path, parse_reference
+from mergeengine.values.renaming import Rename
 
 
 def build(
@@ -76,14 +78,16 @@ class _Builder:
                     source_base=self._reference(shared),
                     source_ft=source_ft,
                     scaling=applied,
+                    renames=self._renames(keys.rename, ("rename",)),
+                    layer_map=keys.layer_map,
                     position=source_ft.position,
                 ),
             )
         return tuple(
-            self._source(source, index, shared) for index, source in enumerate(keys.sources)
+            self._source(keys, source, index, shared) for index, source in enumerate(keys.sources)
         )
 
-    def _source(self, keys: SourceKeys, index: int, shared: KeyPath) -> Source:
+    def _source(self, plan: PlanKeys, keys: SourceKeys, index: int, shared: KeyPath) -> Source:
         here: KeyPath = ("sources", index)
         own_base = shared if keys.source_base is None else (*here, "source_base")
         return Source(
@@ -92,6 +96,12 @@ class _Builder:
             source_ft=self._reference((*here, "source_ft")),
             scaling=scaling(keys.scaling, self.root, (*here, "scaling"), self.selections),
             masks=self._masks(keys.masks, (*here, "masks")),
+            renames=(
+                self._renames(plan.rename, ("rename",))
+                if keys.rename is None
+                else self._renames(keys.rename, (*here, "rename"))
+            ),
+            layer_map=plan.layer_map if keys.layer_map is None else keys.layer_map,
             position=self.root.at(here).position,
         )
 
@@ -114,6 +124,12 @@ class _Builder:
                 )
                 for index, entry in enumerate(entries)
             )
+        )
+
+    def _renames(self, rules: list[RenameKeys], path: KeyPath) -> tuple[Rename, ...]:
+        return tuple(
+            rename_of(rule, self.root.at((*path, index)).position)
+            for index, rule in enumerate(rules)
         )
 
     def _output(self, keys: OutputKeys) -> OutputOptions:

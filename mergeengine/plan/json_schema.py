@@ -49,6 +49,10 @@ _DESCRIPTIONS = {
     "generation_config": "Where it comes from: source_ft, target or a model.",
     "numerics": "How is computed.",
     "compute_dtype": "Of the arithmetic; auto: float32, and float64 for float32 outputs.",
+    "rename": "Names that the sources' tensors have in the target.",
+    "to": "The name in the target; * or \\1 is what the pattern's own stands for.",
+    "in": "Whose tensors: source_base, source_ft, or both.",
+    "layer_map": "For layers of the target, the layers of the sources whose delta they get.",
     "on_missing": "A tensor of the target that a source lacks.",
     "on_extra": "A tensor that only the fine-tune has.",
     "on_mismatch": "A tensor of another shape.",
@@ -104,6 +108,7 @@ def plan_schema() -> dict[str, Any]:
     root["properties"].update(
         {key: {**root["properties"][key], **form} for key, form in _SPECIAL.items()}
     )
+    definitions["RenameKeys"]["oneOf"] = [{"required": ["match"]}, {"required": ["regex"]}]
     # One dtype is short for a list of one rule.
     dtypes = definitions["OutputKeys"]["properties"]["dtype"]
     dtypes["anyOf"].insert(0, {"enum": list(OUTPUT_DTYPES)})

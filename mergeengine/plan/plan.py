@@ -13,6 +13,7 @@ from mergeengine.values.anatomy import TensorFacts
 from mergeengine.values.masks import Masks
 from mergeengine.values.positions import Position
 from mergeengine.values.references import ModelReference
+from mergeengine.values.renaming import LayerMap, Rename
 from mergeengine.values.scaling import Scaling
 from mergeengine.values.selectors import Selector, first_match, unused_rules
 
@@ -27,13 +28,18 @@ DEFAULT_SHARD_SIZE = 5_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One delta, ``source_ft - source_base``, and how it is applied."""
+    """One delta, ``source_ft - source_base``, and how it is applied.
+
+    `renames` and `layer_map` say which of its tensors are which of the target's.
+    """
 
     name: str
     source_base: ModelReference
     source_ft: ModelReference
     scaling: Scaling = field(default_factory=Scaling)
     masks: Masks = field(default_factory=Masks)
+    renames: tuple[Rename, ...] = ()
+    layer_map: LayerMap | None = None
     position: Position | None = field(default=None, compare=False)
 
 

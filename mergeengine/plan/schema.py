@@ -28,6 +28,7 @@ from mergeengine.units import parse_size
 from mergeengine.values.actions import RowRange
 from mergeengine.values.nearest import did_you_mean, nearest
 from mergeengine.values.references import REFERENCE, check_path, check_reference
+from mergeengine.values.renaming import LayerMap
 
 # Names of other tools for the same types.
 _DTYPE_SYNONYMS = {
@@ -172,12 +173,53 @@ class DtypeRuleKeys(SelectorKeys):
     dtype: Annotated[DType, PlainValidator(_dtype), WithJsonSchema(_DTYPE)]
 
 
+def _layer_map(value: Any) -> LayerMap:
+    if not isinstance(value, dict) or not value:
+        raise NotExpected('expected layers of the target and of the sources, {"0-15": "0-15"}')
+    for layers in (*value, *value.values()):
+        if isinstance(layers, bool) or not isinstance(layers, int | str):
+            raise NotExpected('expected layers of the target and of the sources, {"0-15": "0-15"}')
+    return LayerMap.parse({str(target): str(source) for target, source in value.items()})
+
+
+Sides = Annotated[
+    list[Literal["source_base", "source_ft"]],
+    BeforeValidator(one_or_many),
+    Field(min_length=1),
+    one_or_list({"enum": ["source_base", "source_ft"]}),
+]
+
+
+class RenameKeys(Keys):
+    match: Line | None = None
+    regex: Line | None = None
+    to: str
+    of: Sides | None = Field(None, alias="in")
+
+
+_LAYERS_OF_A_MAP = {"type": ["string", "integer"], "pattern": r"^\s*[0-9]+(\s*-\s*[0-9]+)?\s*$"}
+LayerMapping = Annotated[
+    LayerMap,
+    PlainValidator(_layer_map),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "minProperties": 1,
+            "propertyNames": {"pattern": _LAYERS_OF_A_MAP["pattern"]},
+            "additionalProperties": _LAYERS_OF_A_MAP,
+        }
+    ),
+]
+
+
 class SourceKeys(Keys):
     name: Line | None = None
     source_base: Reference | None = None
     source_ft: Reference
     scaling: Scaled = 1.0
     masks: list[MaskKeys] = Field([])
+    rename: list[RenameKeys] | None = None
+    layer_map: LayerMapping | None = None
 
 
 class OutputKeys(Keys):
@@ -208,6 +250,8 @@ class PlanKeys(Keys):
     selections: dict[str, SelectorKeys] = Field({})
     masks: list[MaskKeys] = Field([])
     seed: int = 0
+    rename: list[RenameKeys] = Field([])
+    layer_map: LayerMapping | None = None
     sources: Annotated[list[SourceKeys], Field(min_length=1)] | None = None
     output: OutputKeys = OutputKeys()
     numerics: NumericsKeys = NumericsKeys()

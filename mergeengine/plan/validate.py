@@ -13,6 +13,7 @@ from mergeengine.plan.forms import Keys, NotExpected, written_keys
 from mergeengine.plan.mask_actions import check_masks
 from mergeengine.plan.parameters import form_of
 from mergeengine.plan.problems import Problems
+from mergeengine.plan.renaming import check_renames
 from mergeengine.plan.schema import NumericsKeys, OutputKeys, PlanKeys, SourceKeys
 from mergeengine.plan.selecting import SELECTING, check_selections
 from mergeengine.values.excerpts import excerpt
@@ -84,6 +85,7 @@ def _check_together(root: Node, problems: Problems) -> None:
         _check_names(sources, problems)
     check_selections(root, problems)
     check_masks(root, problems)
+    check_renames(root, problems)
     for path, node in root.walk():
         if path[-1:] == ("masks",) or path == ("output", "dtype") or _is_parameter(node):
             _check_order(node, problems)

@@ -54,14 +54,20 @@ class Models:
         models = dict.fromkeys(model for _, model in self.roles())
         return PlanLock({model.reference.text: model.fingerprint() for model in models})
 
-    def examine(self) -> tuple[list[str], list[str]]:
+    def examine(self, plan: Plan) -> tuple[list[str], list[str]]:
         """Notes and warnings from the configs; CheckpointError for what forbids a merge."""
         for model in self.merged():
             problem = quantized(model.config)
             if problem is not None:
                 raise CheckpointError(f"{model}: {problem}")
         others = [(str(m), m.config) for m in self.merged() if m is not self.target]
-        report = compare_configs(str(self.target), self.target.config, others)
+        report = compare_configs(
+            str(self.target),
+            self.target.config,
+            others,
+            layers_differ=any(source.layer_map is not None for source in plan.sources),
+            names_differ=any(source.renames for source in plan.sources),
+        )
         if report.errors:
             raise CheckpointError(
                 "the models are not versions of one architecture:\n  " + "\n  ".join(report.errors)

@@ -154,7 +154,7 @@ def _pinned(plan: Plan, models: Mapping[str, str]) -> PlanLock:
 
 def bind_models(plan: Plan, models: Models) -> Bound:
     """Decide each output tensor; CheckpointError where the models do not fit together."""
-    notes, warnings = models.examine()
+    notes, warnings = models.examine(plan)
     sources = list(zip(plan.sources, models.bases, models.fts, strict=True))
     files = {mask.reference: mask.tensors for mask in models.masks}
     binding = bind(plan, models.target, sources, files)

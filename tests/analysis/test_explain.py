@@ -76,7 +76,7 @@ def test_tied_weights_are_named(explained):
     found = explained(PLAN, target, ft={"model.embed_tokens.weight": (4, 2)})
     head = next(each for each in found if each.name == "lm_head.weight")
     assert head.terms[0].ft == "model.embed_tokens.weight"
-    assert head.reasons == ("tied in ./ft: model.embed_tokens.weight is read",)
+    assert head.reasons == ("in ./ft it is model.embed_tokens.weight",)
 
 
 def test_a_glob_fits_whole_names(explained):

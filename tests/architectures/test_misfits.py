@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from exact import Tensors, expected, stored
-from models import check_output, edit_json, merge, rewrite, save_llama
+from models import agreed, check_output, edit_json, merge, rewrite, save_llama
 from tiny_architectures import ARCHITECTURES
 
 from mergeengine.errors import CheckpointError
@@ -15,6 +15,14 @@ BIASES = [f"model.layers.{n}.self_attn.{p}.bias" for n in (0, 1) for p in PROJEC
 VOCABULARY = ["lm_head.weight", "model.embed_tokens.weight"]
 LARGER = {"vocab_size": 136}
 BIASED = {"attention_bias": True}
+GATES = [f"model.layers.{n}.self_attn.{p}.gate" for n in (0, 1) for p in PROJECTIONS]
+
+
+def add_gates(folder: Path, *roles: str) -> None:
+    """Tensors that no other version has."""
+    gates = {name: torch.randn(48).to(torch.bfloat16) for name in GATES}
+    for role in roles:
+        rewrite(folder / role, lambda tensors: tensors.update(gates))
 
 
 def save(folder: Path, **changes: dict) -> None:
@@ -48,34 +56,53 @@ def tensors_of(folder: Path) -> tuple[Tensors, Tensors, Tensors]:
     return base, ft, target
 
 
+def check_tensors(folder: Path, target: Tensors, base: Tensors, ft: Tensors) -> None:
+    """Of a model with tensors that no class of transformers knows."""
+    agreed(stored(folder / "out"), expected(target, [(base, ft, lambda name: 0.7)]))
+
+
 def check(folder: Path, target: Tensors, base: Tensors, ft: Tensors) -> None:
     check_output(folder, expected(target, [(base, ft, lambda name: 0.7)]))
 
 
 def test_missing_in_both(tmp_path: Path) -> None:
-    save(tmp_path, target=BIASED)
+    save(tmp_path)
+    add_gates(tmp_path, "target")
     message = refused(tmp_path)
-    assert listed(message, "missing in source_base (./base)") == BIASES
+    assert listed(message, "missing in source_base (./base)") == GATES
     assert "`on_missing: keep_target`" in message
     assert "on_extra" not in message
     assert "on_mismatch" not in message
     result = merge(tmp_path, scaling=0.7, on_missing="keep_target")
-    assert result.report["tensors"]["missing"] == len(BIASES)
+    assert result.report["tensors"]["missing"] == len(GATES)
     base, ft, target = tensors_of(tmp_path)
-    check(tmp_path, target, base, ft)
+    check_tensors(tmp_path, target, base, ft)
 
 
 @pytest.mark.parametrize("having", ["base", "ft"])
 def test_missing_in_one(tmp_path: Path, having: str) -> None:
-    save(tmp_path, **{"target": BIASED, having: BIASED})
+    save(tmp_path)
+    add_gates(tmp_path, "target", having)
     lacking = {"base": "source_ft (./ft)", "ft": "source_base (./base)"}[having]
-    assert listed(refused(tmp_path), f"missing in {lacking}") == BIASES
+    assert listed(refused(tmp_path), f"missing in {lacking}") == GATES
     merge(tmp_path, scaling=0.7, on_missing="keep_target")
     base, ft, target = tensors_of(tmp_path)
     for tensors in (base, ft):
-        for name in BIASES:
+        for name in GATES:
             tensors.pop(name, None)
-    check(tmp_path, target, base, ft)
+    check_tensors(tmp_path, target, base, ft)
+
+
+@pytest.mark.parametrize("having", [(), ("base",), ("ft",), ("base", "ft")])
+def test_a_bias_that_is_not_there_is_zero(tmp_path: Path, having: tuple[str, ...]) -> None:
+    save(tmp_path, **dict.fromkeys(("target", *having), BIASED))
+    result = merge(tmp_path, scaling=0.7)
+    base, ft, target = tensors_of(tmp_path)
+    zeros = {name: torch.zeros_like(target[name]) for name in BIASES}
+    check(tmp_path, target, zeros | base, zeros | ft)
+    for role in ("base", "ft"):
+        told = [note for note in result.notes if f"biases are not in ./{role}, where" in note]
+        assert len(told) == (role not in having)
 
 
 def test_extra(tmp_path: Path) -> None:
@@ -131,10 +158,11 @@ def test_a_float_that_is_an_integer_elsewhere(tmp_path: Path) -> None:
 
 def test_all_at_once(tmp_path: Path) -> None:
     mlp = {"mlp_bias": True}
-    save(tmp_path, base=LARGER, ft=mlp, target=BIASED)
+    save(tmp_path, base=LARGER, ft=mlp)
+    add_gates(tmp_path, "target")
     message = refused(tmp_path)
     extra = [f"model.layers.{n}.mlp.{p}_proj.bias" for n in (0, 1) for p in ("down", "gate", "up")]
-    assert listed(message, "missing in source_base") == BIASES
+    assert listed(message, "missing in source_base") == GATES
     assert listed(message, "do not exist in the target") == extra
     assert [line.split(":")[0] for line in listed(message, "another shape")] == VOCABULARY
     for way_out in ("on_missing: keep_target", "on_extra: ignore", "on_mismatch: keep_target"):
@@ -155,14 +183,15 @@ def test_all_at_once(tmp_path: Path) -> None:
     base, ft, target = tensors_of(tmp_path)
     for name in VOCABULARY:
         del base[name], ft[name]
-    check(tmp_path, target, base, ft)
+    check_tensors(tmp_path, target, base, ft)
 
 
 def test_a_frozen_misfit_needs_no_option(tmp_path: Path) -> None:
-    save(tmp_path, target=BIASED)
-    merge(tmp_path, scaling=0.7, masks=[{"match": "*.self_attn.*.bias", "scale": 0}])
+    save(tmp_path)
+    add_gates(tmp_path, "target")
+    merge(tmp_path, scaling=0.7, masks=[{"match": "*.self_attn.*.gate", "scale": 0}])
     base, ft, target = tensors_of(tmp_path)
-    check(tmp_path, target, base, ft)
+    check_tensors(tmp_path, target, base, ft)
 
 
 @pytest.mark.parametrize("role", ["base", "ft"])

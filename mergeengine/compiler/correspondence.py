@@ -44,7 +44,7 @@ class Counterparts:
     ) -> None:
         self.other = other
         self.unmatched = [rule for rule in renames if role in rule.roles]
-        self._target = target
+        self.target = target
         self._layers = layers
         self._found: dict[str, Found | None] = {}
         self._told: dict[str | Pair, dict[str, str]] = {}
@@ -87,7 +87,7 @@ class Counterparts:
     def missing_bias(self, tensor: Weight) -> Weight | None:
         """A bias that the model has not, though it has the weight beside it: zeros."""
         stem, _, last = tensor.name.rpartition(".")
-        beside = self._target.tensors.get(f"{stem}.weight")
+        beside = self.target.tensors.get(f"{stem}.weight")
         if last != "bias" or beside is None or self._resolved(beside.name) is None:
             return None
         self._told.setdefault("zero", {})[tensor.name] = "zero"
@@ -96,11 +96,11 @@ class Counterparts:
 
     def extras(self) -> Iterator[tuple[str, Weight]]:
         """What no tensor of the target corresponds to, under the name it would have there."""
-        free = [name for name in self._names if name not in self._target.tensors]
+        free = [name for name in self._names if name not in self.target.tensors]
         if not free:
             return
         used: set[str] = set()
-        for name in self._target.tensors:
+        for name in self.target.tensors:
             found = self._resolved(name)
             used.update(found.parts if found is not None else ())
         for name in free:
@@ -129,7 +129,7 @@ class Counterparts:
         return self._found[name]
 
     def _look(self, name: str) -> Found | None:
-        shape = self._target.tensors[name].shape
+        shape = self.target.tensors[name].shape
         sought = name if self._layers is None else self._layers.source_name(name)
         if sought is None:
             return None
@@ -165,16 +165,16 @@ class Counterparts:
         """Shapes of what lies beside a tensor of the target, by the names of the other model."""
         stem, there = name.rpartition(".")[0], called.rpartition(".")[0]
         own, other = stem.rpartition(".")[0], there.rpartition(".")[0]
-        beside = {called: self._target.tensors[name].shape}
+        beside = {called: self.target.tensors[name].shape}
         for each in self._siblings.get(own, ()):
-            beside[other + each[len(own) :]] = self._target.tensors[each].shape
+            beside[other + each[len(own) :]] = self.target.tensors[each].shape
         return beside
 
     @cached_property
     def _siblings(self) -> dict[str, list[str]]:
         """Names of the target by the module that their own module lies in."""
         found: dict[str, list[str]] = {}
-        for name in self._target.tensors:
+        for name in self.target.tensors:
             found.setdefault(name.rpartition(".")[0].rpartition(".")[0], []).append(name)
         return found
 
@@ -192,7 +192,7 @@ class Counterparts:
 
     @cached_property
     def _prefixes(self) -> tuple[Pair, ...]:
-        target = {spelled(name): each.shape for name, each in self._target.tensors.items()}
+        target = {spelled(name): each.shape for name, each in self.target.tensors.items()}
         theirs = {name: self.other.tensors[own].shape for name, own in self._spelled.items()}
         return find_prefixes(
             {name: shape for name, shape in target.items() if name not in theirs},

@@ -7,19 +7,19 @@ its *origin*: names, dtypes, integer tensors and config are its own.
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
-from mergeengine.checkpoints.aliases import alias_of
 from mergeengine.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mergeengine.checkpoints.config import quantized
+from mergeengine.compiler.correspondence import Counterparts
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
 from mergeengine.compiler.schedule import Schedule, schedule
 from mergeengine.errors import CheckpointError
 from mergeengine.lazy.dtypes import OUTPUT_DTYPES, DType
 from mergeengine.lazy.tensor import LazyTensor
-from mergeengine.lazy.weight import node_of
+from mergeengine.lazy.weight import Derived, node_of
 from mergeengine.output.companions import gather_companions
 from mergeengine.output.layout import lay_out
 from mergeengine.output.manifest import Model
@@ -260,11 +260,12 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
     def _matched(self, other: "LazyCheckpoint") -> dict[str, LazyTensor]:
         """The other's tensor for each float tensor of this one."""
         matched, missing = {}, []
+        counterparts = Counterparts(self._as_model(), other._as_model(), "source_ft")
         for name, tensor in self._floats():
             found = other._tensors.get(name)
             if found is None:
-                alias = alias_of(other.origin, name, tensor.shape)
-                found = other._tensors.get(alias) if alias is not None else None
+                weight = counterparts.find(counterparts.target.tensors[name])
+                found = None if weight is None else LazyTensor(node_of(weight))
             if found is None:
                 missing.append(f"    {name}: missing")
             elif found.shape != tensor.shape:
@@ -277,6 +278,14 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
                 f"{other.formula} does not fit {self.formula}:\n" + "\n".join(missing)
             )
         return matched
+
+    def _as_model(self) -> Checkpoint:
+        """The origin with these tensors in the place of its own."""
+        tensors = {
+            name: Derived(self.formula, name, self._dtypes[name], tensor.node)
+            for name, tensor in self._tensors.items()
+        }
+        return replace(self.origin, tensors=tensors)
 
     def _with(
         self, tensors: Mapping[str, LazyTensor], formula: str, more: tuple[Checkpoint, ...] = ()

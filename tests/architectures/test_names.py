@@ -10,6 +10,7 @@ from exact import Tensors, expected, stored
 from models import agreed, load, logits, merge, perturb, random_inputs, rewrite, save_llama
 from tiny_architectures import ARCHITECTURES
 
+import mergeengine
 from mergeengine.errors import CheckpointError, PlanError
 
 ROLES = ("base", "ft", "target")
@@ -173,3 +174,12 @@ def test_renames_that_are_slips(tmp_path: Path, rename: list, sentence: str) -> 
     save_all(tmp_path)
     with pytest.raises((CheckpointError, PlanError), match=sentence):
         merge(tmp_path, rename=rename)
+
+
+def test_arithmetic_on_checkpoints_finds_them_too(tmp_path: Path) -> None:
+    ways = save_all(tmp_path)
+    rewrite(tmp_path / "ft", fuse)
+    rewrite(tmp_path / "base", renamed(without_prefix))
+    target, base, ft = (mergeengine.open_checkpoint(tmp_path / r) for r in ("target", "base", "ft"))
+    (target + 0.7 * ((target * 0.0 + ft) - base)).save(tmp_path / "out")
+    check_against(tmp_path, ways)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mergeengine.checkpoints.checkpoint import Checkpoint
-from mergeengine.checkpoints.reading import opened
+from mergeengine.checkpoints.reading import opened_file
 from mergeengine.lazy.stored import Stored
 from mergeengine.lazy.weight import Weight, node_of
 
@@ -40,7 +40,7 @@ _BIASES = (
     ("predictions.bias", "predictions.decoder.bias"),
     ("lm_head.bias", "lm_head.decoder.bias"),
 )
-_BLOCK = 1 << 20
+_BLOCK = 4 << 20
 
 
 def alias_of(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> str | None:
@@ -133,7 +133,7 @@ def _same_bytes(checkpoint: Checkpoint, one: Weight, two: Weight) -> bool:
     if not isinstance(one, Stored) or not isinstance(two, Stored):
         return node_of(one) is node_of(two)
     checkpoint.fetch([one.file, two.file])
-    with opened(one.file.path) as read_one, opened(two.file.path) as read_two:
+    with opened_file(one.file) as read_one, opened_file(two.file) as read_two:
         for start in range(0, one.nbytes, _BLOCK):
             size = min(_BLOCK, one.nbytes - start)
             if read_one(one.offset + start, size) != read_two(two.offset + start, size):

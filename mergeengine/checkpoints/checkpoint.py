@@ -1,11 +1,11 @@
 """A checkpoint: names to places in files, with its config; opened without reading tensor data."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergeengine.checkpoints.documents import listing, parse_object, shown
 from mergeengine.checkpoints.fingerprint import sampled_digest
@@ -14,20 +14,23 @@ from mergeengine.checkpoints.header import parse_header, read_header
 from mergeengine.checkpoints.hub import HubModel
 from mergeengine.checkpoints.reading import opened
 from mergeengine.errors import CheckpointError
-from mergeengine.lazy.stored import Stored, StoredFile
+from mergeengine.lazy.stored import RemotePath, Stored, StoredFile
 from mergeengine.lazy.weight import Weight, leaves
 from mergeengine.values.references import ModelReference, parse_reference
 
-_REQUESTS = 8  # to the hub at a time
+if TYPE_CHECKING:
+    from mergeengine.checkpoints.remote import RemoteFolder
+
+_REQUESTS = 8  # to the hub or a store at a time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """A model on this machine or on the hub, as its headers describe it.
+    """A model on this machine, on the hub or at a URL, as its headers describe it.
 
     `tensors` are in file order: files by name, offsets ascending. Most are `Stored` as they are;
     others are `Derived` from what is. `folder` is None for a single
-    file, and for a hub model the snapshot in the local cache, which exists once something of it
+    file and for what is at a URL, and for a hub model the snapshot in the local cache, which exists once something of it
     was fetched. `revision` is the commit of a hub model.
     """
 
@@ -37,7 +40,7 @@ class Checkpoint:
     config: Mapping[str, Any] | None = None
     folder: Path | None = None
     revision: str | None = None
-    _store: LocalFolder | HubModel | None = field(default=None, repr=False)
+    _store: "LocalFolder | HubModel | RemoteFolder | None" = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return self.reference.text
@@ -47,7 +50,7 @@ class Checkpoint:
         return self._store.companions() if self._store is not None else ()
 
     def companion(self, name: str) -> Path | None:
-        """The path of such a file (a hub model's is fetched now); None if the model has none."""
+        """The path of such a file (of the hub or a URL it is fetched now); None if there is none."""
         return self._store.companion(name) if self._store is not None else None
 
     def missing_files(self, files: Iterable[StoredFile]) -> tuple[StoredFile, ...]:
@@ -55,10 +58,13 @@ class Checkpoint:
         if not isinstance(self._store, HubModel):
             return ()
         own = set(self.files)
-        return tuple(file for file in files if file in own and not file.path.exists())
+        return tuple(file for file in files if file in own and not file.local.exists())
 
     def fetch(self, files: Iterable[StoredFile]) -> None:
-        """Download those of `files` that are not on this machine; local models have them all."""
+        """Download those of `files` of a hub model that are not on this machine.
+
+        Local models have them all, and remote ones are read where they lie.
+        """
         if isinstance(self._store, HubModel):
             for file in self.missing_files(files):
                 self._store.fetch(file)
@@ -76,9 +82,10 @@ class Checkpoint:
     def identity(self) -> tuple[tuple[str, int, int, int], ...]:
         """Path, size, mtime and inode of each file of weights, as its header was read.
 
-        Differs when an input is replaced. A hub file that is not fetched yet has zeros.
+        Differs when an input is replaced. A hub file that is not fetched yet has zeros, a remote
+        one its version beside its URL.
         """
-        return tuple((str(f.path), f.size, *(f.state or (0, 0))) for f in self.files)
+        return tuple((_place(f), f.size, *(f.state or (0, 0))) for f in self.files)
 
     def fingerprint(self) -> str:
         """What this checkpoint contains, cheaply and without facts of this machine.
@@ -92,7 +99,7 @@ class Checkpoint:
             self.files,
             self.stored(),
             config=self.companion("config.json"),
-            in_folder=self.folder is not None,
+            in_folder=self._store is not None,
         )
 
 
@@ -105,12 +112,14 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a model by its headers; nothing of a tensor's data is read or downloaded.
 
-    A text is a local path where it begins with ``./``, ``../``, ``/`` or ``~``, else a hub model
-    (``org/name[@revision]``). `pinned` is the commit to take of a hub model instead of what its
+    A text is a local path where it begins with ``./``, ``../``, ``/`` or ``~``, a URL where it has
+    ``://``, else a hub model (``org/name[@revision]``). `pinned` is the commit to take of a hub model instead of what its
     revision now names; `offline` takes it from the local cache. Without `weights` only what lies
     beside them is opened, and a folder that has none (a tokenizer alone) will do.
     """
     reference = _as_reference(reference)
+    if reference.url is not None:
+        return _open_remote(reference, reference.url, offline, weights)
     if reference.path is None:
         return _open_hub(reference, pinned, offline, weights)
     try:
@@ -173,8 +182,8 @@ def _open_hub(
 
     def part(name: str) -> tuple[str, _Part]:
         file = model.stored_file(name)
-        if file.path.exists():
-            return name, _local_header(_stored_file(file.path), reference.text)
+        if file.local.exists():
+            return name, _local_header(_stored_file(file.local), reference.text)
         label = f"{model.label}: {name}"
         text = read_header(model.reader(name), file.size, label)
         return name, (file, parse_header(text, file, reference.text, label))
@@ -192,8 +201,51 @@ def _open_hub(
     )
 
 
+def _open_remote(
+    reference: ModelReference, url: str, offline: bool, with_weights: bool
+) -> Checkpoint:
+    # Not at the top: a run that reads nothing remote does without it.
+    from mergeengine.checkpoints.remote import RemoteFolder, reads_of, stored_file
+
+    label = reference.text
+    if offline:
+        raise CheckpointError(
+            f"{label}: a URL is read where it lies, and offline mode is on: download the model and "
+            "give its local path"
+        )
+
+    def part(url: str, label: str) -> _Part:
+        file = stored_file(url)
+        text = read_header(reads_of(file), file.size, label)
+        return file, parse_header(text, file, reference.text, label)
+
+    name = url.partition("?")[0].rpartition("/")[2]
+    if name.endswith(".safetensors"):
+        parts = [(name, part(url, label))]
+        tensors = _gather(label, Weights((name,)), parts)
+        return Checkpoint(reference=reference, tensors=tensors, files=(parts[0][1][0],))
+    store = RemoteFolder(url)
+    names = store.names()
+    weights = find_weights(label, names, store.read) if with_weights else _NONE
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        found = pool.map(lambda name: part(f"{url}/{name}", f"{label}/{name}"), weights.files)
+        parts = list(zip(weights.files, found, strict=True))
+    return Checkpoint(
+        reference=reference,
+        tensors=_gather(label, weights, parts),
+        files=tuple(file for file, _ in (part for _, part in parts)),
+        config=_config(label, store, names),
+        _store=store,
+    )
+
+
+def _place(file: StoredFile) -> str:
+    version = file.path.version if isinstance(file.path, RemotePath) else ""
+    return f"{file.path} {version}" if version else str(file.path)
+
+
 def _config(
-    label: str, store: LocalFolder | HubModel, names: Sequence[str]
+    label: str, store: "LocalFolder | HubModel | RemoteFolder", names: Collection[str]
 ) -> Mapping[str, Any] | None:
     if "config.json" not in names:
         return None
@@ -205,7 +257,7 @@ _Part = tuple[StoredFile, tuple[Stored, ...]]
 
 def _local_header(file: StoredFile, source: str) -> _Part:
     label = str(file.path)
-    with opened(file.path) as read:
+    with opened(file.local) as read:
         text = read_header(read, file.size, label)
     return file, parse_header(text, file, source, label)
 

@@ -1,4 +1,4 @@
-"""A cheap digest of what a local checkpoint contains.
+"""A cheap digest of what a local or remote checkpoint contains.
 
 It covers the config, every header, and a *sample* of the data: of every tensor the first or the
 last KiB, and of one of 16 MiB or more always the last (where an embedding has its new rows). A
@@ -8,9 +8,13 @@ equal.
 
 Tensors lie side by side, so one read of 2 KiB where two of them meet is a sample of both: what this
 costs is the number of pages that a disk has to fetch, and 100,000 experts are no rarity.
+
+Of a remote checkpoint every sample is a request. There it covers the config, where each tensor
+lies, what the store tells versions apart by (ETag, time), and a few samples of each file.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -18,11 +22,13 @@ from pathlib import Path
 import xxhash
 
 from mergeengine.checkpoints.header import read_header
-from mergeengine.checkpoints.reading import opened
-from mergeengine.lazy.stored import Stored, StoredFile
+from mergeengine.checkpoints.reading import opened, opened_file
+from mergeengine.lazy.stored import RemotePath, Stored, StoredFile
 
 _SAMPLE = 1 << 10
 _LARGE = 16 << 20
+_REMOTE_SAMPLES = 4  # of each file
+_REQUESTS = 8  # at a time
 
 
 def sampled_digest(
@@ -39,9 +45,14 @@ def sampled_digest(
     for file, together in groupby(tensors, attrgetter("file")):
         by_file[file].extend(together)
     digest = xxhash.xxh3_128()
-    for file in sorted(by_file, key=lambda file: file.path.name):
+    ordered = sorted(by_file, key=lambda file: file.path.name)
+    if any(file.is_remote for file in ordered):
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            contents = list(pool.map(lambda file: _remote_digest(file, by_file[file]), ordered))
+    else:
+        contents = [_file_digest(file, by_file[file]) for file in ordered]
+    for file, content in zip(ordered, contents, strict=True):
         name = file.path.name if in_folder else ""
-        content = _file_digest(file, by_file[file])
         _add(digest, name.encode(), str(file.size).encode(), content)
     if config is not None:
         with opened(config) as read:
@@ -51,10 +62,26 @@ def sampled_digest(
 
 def _file_digest(file: StoredFile, tensors: Sequence[Stored]) -> bytes:
     """Of the header and the samples, whose places follow from the header."""
-    with opened(file.path) as read:
+    with opened(file.local) as read:
         digest = xxhash.xxh3_128(read_header(read, file.size, str(file.path)))
         for end in _sampled_ends(tensors):
             digest.update(read(max(0, end - _SAMPLE), 2 * _SAMPLE))
+    return digest.digest()
+
+
+def _remote_digest(file: StoredFile, tensors: Sequence[Stored]) -> bytes:
+    """Of where the tensors lie, the version, and samples spread over the file."""
+    assert isinstance(file.path, RemotePath)
+    digest = xxhash.xxh3_128()
+    for tensor in tensors:
+        place = f"{tensor.dtype.code} {list(tensor.shape)} {tensor.offset}"
+        _add(digest, tensor.name.encode(), place.encode())
+    _add(digest, file.path.version.encode())
+    ends = list(_sampled_ends(tensors))
+    few = range(0, len(ends), max(1, -(-len(ends) // _REMOTE_SAMPLES)))
+    with opened_file(file) as read:
+        for number in few:
+            digest.update(read(max(0, ends[-1 - number] - _SAMPLE), 2 * _SAMPLE))
     return digest.digest()
 
 

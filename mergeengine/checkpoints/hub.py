@@ -90,7 +90,7 @@ class HubModel:
 
     def fetch(self, file: StoredFile) -> None:
         """Download a file of weights."""
-        self._download(file.path.name)
+        self._download(file.local.name)
         self._check(file)
 
     def reader(self, name: str) -> Read:
@@ -109,9 +109,9 @@ class HubModel:
 
     def _check(self, file: StoredFile) -> None:
         """A file that is in the cache is inside it, and of the size that the hub announced."""
-        if not file.path.exists():
+        if not file.local.exists():
             return
-        size = LocalFolder(self.snapshot).file(file.path.name).stat().st_size
+        size = LocalFolder(self.snapshot).file(file.local.name).stat().st_size
         if size != file.size:
             raise CheckpointError(
                 f"{file.path} is damaged: {size} bytes, but the hub says {file.size}: delete it "

@@ -1,10 +1,11 @@
-"""Reading parts of a local file."""
+"""Reading parts of a file, where it lies."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mergeengine.errors import CheckpointError
+from mergeengine.lazy.stored import StoredFile
 
 Read = Callable[[int, int], bytes]
 """``read(offset, size)``: the bytes there, fewer only where the file ends."""
@@ -23,3 +24,15 @@ def opened(path: Path) -> Iterator[Read]:
             yield read
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def opened_file(file: StoredFile) -> Iterator[Read]:
+    """Reads of a file of weights, on this machine or remote."""
+    if file.is_remote:
+        from mergeengine.checkpoints.remote import reads_of
+
+        yield reads_of(file)
+    else:
+        with opened(file.local) as read:
+            yield read

@@ -30,7 +30,8 @@ class MergedModel:
 
     @property
     def hub_id(self) -> str | None:
-        return None if self.text.startswith(_LOCAL) else self.text.partition("@")[0]
+        text = self.text.removeprefix("hf://")
+        return None if text.startswith(_LOCAL) or "://" in text else text.partition("@")[0]
 
 
 def model_card(
@@ -121,7 +122,7 @@ def _shown(model: MergedModel) -> str:
         return f"[{model.hub_id}](https://huggingface.co/{model.hub_id})"
     if model.text.startswith("/"):
         return f"{PurePosixPath(model.text).name} (local)"
-    return f"{model.text} (local)"
+    return model.text if "://" in model.text else f"{model.text} (local)"
 
 
 def _cell(text: str) -> str:

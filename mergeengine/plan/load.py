@@ -18,6 +18,7 @@ from mergeengine.plan.validate import validate
 from mergeengine.plan.variables import names_in, substitute
 from mergeengine.values.nearest import did_you_mean
 from mergeengine.values.positions import Position
+from mergeengine.values.references import without_secrets
 
 
 def load_plan(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Plan:
@@ -78,7 +79,11 @@ def _parse(text: str, file: Path, shown: str, overrides: Sequence[str]) -> Plan:
     keys = validate(root, problems)
     if keys is None:
         raise problems.error()
-    substituted = Substituted(found.variables, found.environment, includes)
+    substituted = Substituted(
+        without_secrets(found.variables, root.plain),
+        without_secrets(found.environment, root.plain),
+        includes,
+    )
     return build(keys, root, text, file, substituted, tuple(_unused(unused, shown)))
 
 

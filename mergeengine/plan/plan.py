@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from mergeengine.lazy.dtypes import DType
 from mergeengine.values.anatomy import TensorFacts
 from mergeengine.values.masks import Masks
 from mergeengine.values.positions import Position
-from mergeengine.values.references import ModelReference
+from mergeengine.values.references import ModelReference, without_secrets
 from mergeengine.values.renaming import LayerMap, Rename
 from mergeengine.values.scaling import Scaling
 from mergeengine.values.selectors import Selector, first_match, unused_rules
@@ -157,8 +156,11 @@ class Plan:
 
     @property
     def identity_document(self) -> dict[str, Any]:
-        """The document without ``output.path``: where a result lies does not change it."""
-        document = deepcopy(self.document)
+        """The document without ``output.path``: where a result lies does not change it.
+
+        Nor has it the queries of URLs: what is signed anew is the same, and a secret.
+        """
+        document = without_secrets(self.document)
         output = document.get("output")
         if isinstance(output, dict):
             output.pop("path", None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from mergeengine.errors import PlanError
 from mergeengine.values.positions import Position
+from mergeengine.values.references import public
 
 # What YAML counts as the end of a line.
 _LINE_END = re.compile(r"\r\n|[\r\n\x85\u2028\u2029]")
@@ -54,7 +55,7 @@ class Problems:
         lines = _LINE_END.split(self._texts.get(place.file, ""))
         if not 0 < place.line <= len(lines):
             return ""
-        line, caret = lines[place.line - 1], place.column - 1
+        line, caret = public(lines[place.line - 1]), place.column - 1
         line = "".join(character if character.isprintable() else " " for character in line)
         if not line.strip():
             return ""

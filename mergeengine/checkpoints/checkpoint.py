@@ -29,9 +29,9 @@ class Checkpoint:
     """A model on this machine, on the hub or at a URL, as its headers describe it.
 
     `tensors` are in file order: files by name, offsets ascending. Most are `Stored` as they are;
-    others are `Derived` from what is. `folder` is None for a single
-    file and for what is at a URL, and for a hub model the snapshot in the local cache, which exists once something of it
-    was fetched. `revision` is the commit of a hub model.
+    others are `Derived` from what is. `folder` is None for a single file and for what is at a URL,
+    and for a hub model the snapshot in the local cache, which exists once something of it was
+    fetched. `revision` is the commit of a hub model.
     """
 
     reference: ModelReference
@@ -50,7 +50,7 @@ class Checkpoint:
         return self._store.companions() if self._store is not None else ()
 
     def companion(self, name: str) -> Path | None:
-        """The path of such a file (of the hub or a URL it is fetched now); None if there is none."""
+        """The path of such a file, which is fetched now if need be; None if there is none."""
         return self._store.companion(name) if self._store is not None else None
 
     def missing_files(self, files: Iterable[StoredFile]) -> tuple[StoredFile, ...]:
@@ -113,9 +113,10 @@ def open_checkpoint(
     """Open a model by its headers; nothing of a tensor's data is read or downloaded.
 
     A text is a local path where it begins with ``./``, ``../``, ``/`` or ``~``, a URL where it has
-    ``://``, else a hub model (``org/name[@revision]``). `pinned` is the commit to take of a hub model instead of what its
-    revision now names; `offline` takes it from the local cache. Without `weights` only what lies
-    beside them is opened, and a folder that has none (a tokenizer alone) will do.
+    ``://``, else a hub model (``org/name[@revision]``). `pinned` is the commit to take of a hub
+    model instead of what its revision now names; `offline` takes it from the local cache. Without
+    `weights` only what lies beside them is opened, and a folder that has none (a tokenizer alone)
+    will do.
     """
     reference = _as_reference(reference)
     if reference.url is not None:

@@ -21,7 +21,7 @@ from mergeengine.checkpoints.folder import INDEX, MAX_DOCUMENT, SINGLE, is_compa
 from mergeengine.checkpoints.reading import Read
 from mergeengine.errors import CheckpointError, InputChangedError
 from mergeengine.lazy.stored import RemotePath, StoredFile
-from mergeengine.values.references import ModelReference, public
+from mergeengine.values.references import public
 
 ATTEMPTS = 5
 _PAUSE = 0.5  # seconds before the second attempt, doubled for each after it
@@ -114,10 +114,9 @@ def reads_of(file: StoredFile) -> Read:
     return read
 
 
-def load_libraries(reference: ModelReference) -> None:
-    """Import what a reference's URL is read with; CheckpointError where it is not installed."""
-    if reference.url is not None:
-        _system(reference.url)
+def load_library(url: str) -> None:
+    """Import what a URL is read with; CheckpointError where it is not installed."""
+    _system(url)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -392,7 +391,8 @@ def _pause(error: Exception, number: int) -> float:
         asked = str((getattr(each, "headers", None) or {}).get("Retry-After", ""))
         if re.fullmatch(r"\d{1,6}", asked):
             return min(float(asked), _MOST_PAUSE)
-    return min(_PAUSE * 2 ** (number - 1), _MOST_PAUSE) * random.uniform(0.5, 1.5)
+    pause: float = min(_PAUSE * 2 ** (number - 1), _MOST_PAUSE)
+    return pause * random.uniform(0.5, 1.5)
 
 
 def _reason(error: Exception) -> str:

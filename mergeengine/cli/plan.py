@@ -11,6 +11,7 @@ from mergeengine.cli.console import emit, emit_json, emit_table, tell_findings
 from mergeengine.units import format_binary_size, format_size
 
 if TYPE_CHECKING:
+    from mergeengine.compiler.schedule import Schedule
     from mergeengine.plan import Plan
     from mergeengine.workflow.produce import Bounds
     from mergeengine.workflow.settings import Settings
@@ -137,6 +138,7 @@ def _sweep_lines(plan_file: Path, sweep: "SweepStatus") -> Iterator[tuple[str, s
         yield "", f"{_DECISIONS[status.decision]}: {status.reason}"
     if sweep.schedule is not None:
         yield "read", f"{format_size(sweep.schedule.read_bytes)}, once"
+        yield from _remote_lines(sweep.schedule)
         yield "write", format_size(sweep.schedule.write_bytes)
         yield from _memory_lines(sweep.memory, sweep.outputs[0].allowed_bytes)
     for shortage in sweep.shortages:
@@ -164,11 +166,17 @@ def _lines(plan_file: Path, status: "Status") -> Iterator[tuple[str, str]]:
         "write",
         f"{format_size(schedule.write_bytes)} in {shards} file{'s' if shards > 1 else ''}",
     )
+    yield from _remote_lines(schedule)
     yield "download", format_size(status.download_bytes) if status.download_bytes else "nothing"
     yield "free disk", format_size(status.free_bytes)
     yield from _memory_lines(status.memory, status.allowed_bytes)
     for shortage in status.shortages:
         yield "does not fit", shortage
+
+
+def _remote_lines(schedule: "Schedule") -> Iterator[tuple[str, str]]:
+    for number, (reference, size) in enumerate(schedule.remote_bytes().items()):
+        yield "" if number else "transfer", f"{format_size(size)} of {reference}, not stored"
 
 
 def _memory_lines(memory: "Bounds", allowed: int) -> Iterator[tuple[str, str]]:

@@ -22,10 +22,12 @@ from typing import Literal
 from mergeengine.compiler.alike import Programs
 from mergeengine.compiler.graph import Graph, OutputTensor
 from mergeengine.compiler.program import Piece, grid, holder, prerequisites
+from mergeengine.compiler.transfer import Transfers, transfers
 from mergeengine.errors import ResourceError
 from mergeengine.lazy.dtypes import FLOAT64, DType
 from mergeengine.lazy.nodes import GENERATED, Node
 from mergeengine.lazy.partition import CHUNK, chunk_count
+from mergeengine.lazy.stored import Stored
 from mergeengine.units import format_binary_size
 
 TILE = 1 << 18  # smaller: calls cost more than the arithmetic; larger: out of the cache
@@ -73,7 +75,13 @@ class Step:
 
     @property
     def read_bytes(self) -> int:
-        return sum(stored_bytes(load.view) for piece in self.pieces for load in piece.program.loads)
+        return sum(size for _, size in self.reads())
+
+    def reads(self) -> Iterator[tuple[Stored, int]]:
+        """The stored tensors that are read, and how many bytes of each."""
+        for piece in self.pieces:
+            for load in piece.program.loads:
+                yield from stored_reads(load.view)
 
     def load_bytes(self, elements: int) -> int:
         """Bytes of all loads for a block of that many elements, each aligned and with room to be
@@ -154,7 +162,8 @@ class TensorSchedule:
 class Schedule:
     """What will be done, in order, and the most memory it will take.
 
-    Sizes in bytes. ``block_chunks`` is the number of canonical chunks of a block.
+    Sizes in bytes. ``block_chunks`` is the number of canonical chunks of a block. ``transfers`` is
+    what is read over a network.
     """
 
     tensors: tuple[TensorSchedule, ...]
@@ -164,6 +173,17 @@ class Schedule:
     held_bytes: int
     read_bytes: int
     write_bytes: int
+    transfers: Transfers | None = None
+
+    def remote_bytes(self) -> dict[str, int]:
+        """Bytes that are read of each remote model, by its reference; as often as they are."""
+        found: Counter[str] = Counter()
+        for tensor in self.tensors:
+            for step in tensor.steps:
+                for stored, size in step.reads():
+                    if stored.file.is_remote:
+                        found[stored.source] += size
+        return dict(sorted(found.items()))
 
     @property
     def projected_bytes(self) -> int:
@@ -195,7 +215,10 @@ def schedule(
         ]
     )
     steps = [step for tensor in tensors for step in tensor.steps]
+    reads = (stored for step in steps for stored, _ in step.reads())
+    remote = transfers(reads, memory)
     held = _whole_bytes(tensors) + _row_sum_bytes(tensors) + _bookkeeping_bytes(tensors)
+    held += remote.memory_bytes if remote is not None else 0
 
     def arena(chunks: int) -> int:
         return max((step.arena_bytes(chunks * CHUNK) for step in steps), default=0)
@@ -227,6 +250,7 @@ def schedule(
         held_bytes=held,
         read_bytes=sum(step.read_bytes for tensor in tensors for step in tensor.steps),
         write_bytes=sum(tensor.nbytes for graph in graphs for tensor in graph.tensors),
+        transfers=remote,
     )
 
 
@@ -322,12 +346,15 @@ def itemsize(view: Node, compute: DType) -> int:
     return arithmetic_of(held, compute).itemsize
 
 
-def stored_bytes(view: Node) -> int:
-    """Bytes of files that a view is read from."""
+def stored_reads(view: Node) -> Iterator[tuple[Stored, int]]:
+    """What a view is read from, and how many bytes of each."""
     if view.op in ("repeat", "product"):  # what they are made of may be much smaller
-        return sum(map(stored_bytes, view.inputs))
+        for part in view.inputs:
+            yield from stored_reads(part)
+        return
     held = holder(view)
-    return view.numel * held.stored.dtype.itemsize if held.op == "stored" else 0
+    if held.op == "stored":
+        yield held.stored, view.numel * held.stored.dtype.itemsize
 
 
 def factor_bytes(view: Node, elements: int) -> int:

@@ -52,7 +52,7 @@ def execute(
     with ExitStack() as stack:
         if not alone:
             stack.enter_context(_one_thread())
-        files = reader or stack.enter_context(Reader())
+        files = reader or stack.enter_context(Reader(schedule.transfers))
         jobs: list[Callable[[], None]]
         # Leaving the pool waits for every worker: none still writes when its files are closed.
         if pipeline is None:
@@ -276,7 +276,12 @@ def _finished(
 
 
 def _run_chunks(schedule: Schedule) -> int:
-    """How many chunks to hand out at a time: many, but so that no worker waits long at the end."""
+    """How many chunks to hand out at a time: many, but so that no worker waits long at the end.
+
+    Of remote files a block at a time: then the workers share the spans that are in memory.
+    """
+    if schedule.transfers is not None:
+        return schedule.block_chunks
     chunks = sum(tensor.write.chunks for tensor in schedule.tensors)
     run = min(_MOST_RUN, chunks // (_RUNS * schedule.workers))
     return max(1, run // schedule.block_chunks) * schedule.block_chunks

@@ -1,7 +1,7 @@
 """Whole blocks by the compiled loop: which steps it can take, and what it is given."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import Array, c_ubyte, c_void_p
 from dataclasses import dataclass
 
@@ -39,6 +39,8 @@ class _Ready:
     ``sources`` are stored tensors, from a flat element on; ``begins`` the same in bytes of their
     files. ``results`` are addresses with room for the largest block, of elements of ``itemsize``
     bytes. Only the places in ``inputs``, ``outputs`` and ``targets`` change from block to block.
+    ``held`` are the sources that lie in no file of this machine, by number: the address where a
+    block of them is put.
     """
 
     program: native.Program
@@ -52,6 +54,7 @@ class _Ready:
     registers: int
     results: tuple[int, ...]
     itemsize: int
+    held: Mapping[int, int]
 
 
 class FusedRunner:
@@ -101,8 +104,9 @@ class FusedRunner:
         return [bytes_at(result, size) for result in self._ready.results]
 
     def write(self, start: int, stop: int, places: Sequence[FileRange]) -> list[list[bytes]]:
-        """Compute elements ``start:stop`` (whole chunks, however many) of each result, and write
-        them to its place; the digest of each chunk, XXH3-128, of each result.
+        """Compute elements ``start:stop`` (whole chunks, however many, or a block at most where
+        something is remote) of each result, and write them to its place; the digest of each
+        chunk, XXH3-128, of each result.
 
         Raises CheckpointError for what cannot be read, CannotWriteError for what cannot be written.
         """
@@ -134,13 +138,19 @@ class FusedRunner:
     def close(self) -> None:
         """Let the files of the step go."""
         if self._ready is not None:
-            for stored, _ in self._ready.sources:
-                self._reader.release(stored.file)
+            self._release(self._ready.sources)
         self._step = self._ready = None
 
     def _run(self, ready: _Ready, start: int, stop: int, digests: Array[c_ubyte] | None) -> None:
-        for place, (first, size) in zip(ready.inputs, ready.begins, strict=True):
-            place.offset = first + start * size
+        for number, (first, size) in enumerate(ready.begins):
+            place, offset = ready.inputs[number], first + start * size
+            if number not in ready.held:
+                place.offset = offset
+                continue
+            assert stop - start <= self._block
+            place.offset = ready.held[number]
+            room = bytes_at(place.offset, (stop - start) * size)
+            self._reader.read_into(ready.sources[number][0].file, offset, room)
         outcome = self._outcome
         self._library.run(
             ready.program,
@@ -180,12 +190,13 @@ class FusedRunner:
         room = elements * step.result.itemsize + ALIGNMENT
         results = tuple(take(room) for _ in range(step.results))
         begins = [stored.offset + first * stored.dtype.itemsize for stored, first in sources]
+        remote = [stored.file.is_remote for stored, _ in sources]
         buffers = [
-            take(min(piece, elements) * size, begin)
-            for size, begin in zip(sizes, begins, strict=True)
+            take((elements if is_remote else min(piece, elements)) * size, begin)
+            for size, begin, is_remote in zip(sizes, begins, remote, strict=True)
         ]
         registers = take((program.registers + 1) * native.VECTOR * FLOAT64.itemsize)
-        files = self._opened([stored for stored, _ in sources])
+        files = self._opened(sources)
         return _Ready(
             program=program,
             piece=piece,
@@ -198,15 +209,22 @@ class FusedRunner:
             registers=registers,
             results=results,
             itemsize=step.result.itemsize,
+            held={number: buffers[number] for number, held in enumerate(remote) if held},
         )
 
-    def _opened(self, sources: list[Stored]) -> list[int]:
+    def _opened(self, sources: Sequence[tuple[Stored, int]]) -> list[int]:
+        """The sources' descriptors; -1 for what is remote."""
         files: list[int] = []
         try:
-            for stored in sources:
-                files.append(self._reader.acquire(stored.file))
+            for stored, _ in sources:
+                remote = stored.file.is_remote
+                files.append(-1 if remote else self._reader.acquire(stored.file))
         except BaseException:
-            for stored in sources[: len(files)]:
-                self._reader.release(stored.file)
+            self._release(sources[: len(files)])
             raise
         return files
+
+    def _release(self, sources: Sequence[tuple[Stored, int]]) -> None:
+        for stored, _ in sources:
+            if not stored.file.is_remote:
+                self._reader.release(stored.file)

@@ -18,6 +18,7 @@ from mergeengine.compiler.schedule import Step
 from mergeengine.execution import native
 from mergeengine.lazy.dtypes import BFLOAT16, FLOAT32, DType
 from mergeengine.lazy.nodes import Node
+from mergeengine.lazy.partition import CHUNK
 from mergeengine.lazy.stored import Stored
 
 Numbers = Callable[[Node, DType], float]
@@ -55,6 +56,10 @@ def sources_of(step: Step) -> list[tuple[Stored, int]] | None:
     if not held or any(node.op != "stored" for node, _ in held):
         return None
     sources = [(node.stored, first) for node, first in held]
+    if any(stored.file.is_remote for stored, _ in sources) and step.strip < min(
+        step.operand.numel, CHUNK
+    ):
+        return None  # of what is remote it holds a block
     if _all_copied(program, step, sources):
         return sources
     known = (

@@ -1,11 +1,19 @@
 """Reading byte ranges of input files, and noticing when a file changes under us."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING
 
+from mergeengine.compiler.transfer import Transfers
 from mergeengine.errors import CheckpointError, InputChangedError
 from mergeengine.lazy.stored import StoredFile
+
+if TYPE_CHECKING:
+    from mergeengine.execution.ahead import ReadAhead
+
+_REQUESTS = 8  # at a time, to see whether remote files changed
 
 FileState = tuple[int, int, int]
 
@@ -14,10 +22,13 @@ class Reader:
     """Positional reads into caller-owned buffers, safe from many threads.
 
     A file must be what it was when its header was read. Files stay open, up to ``most_open``: the
-    least recently used are closed beyond that.
+    least recently used are closed beyond that. Remote files are read through the buffer of
+    ``transfers``.
     """
 
-    def __init__(self, most_open: int = 256) -> None:
+    def __init__(self, transfers: Transfers | None = None, most_open: int = 256) -> None:
+        self._remote = None if transfers is None else _read_ahead(transfers)
+        self._remote_files: set[StoredFile] = set()
         self._most_open = most_open
         self._open: dict[Path, int] = {}
         self._states: dict[Path, FileState] = {}
@@ -32,6 +43,11 @@ class Reader:
 
     def read_into(self, file: StoredFile, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` from ``offset``; an early end or a changed file is an error."""
+        if file.is_remote:
+            assert self._remote is not None, "a reader that knows nothing of remote files"
+            self._remote_files.add(file)
+            self._remote.read_into(file, offset, buffer)
+            return
         descriptor = self.acquire(file)
         try:
             done = 0
@@ -60,6 +76,11 @@ class Reader:
 
     def check_unchanged(self) -> None:
         """Raise InputChangedError if a file that was read is not what it was when opened."""
+        if self._remote_files:
+            from mergeengine.checkpoints.remote import check_unchanged
+
+            with ThreadPoolExecutor(_REQUESTS) as pool:
+                list(pool.map(check_unchanged, self._remote_files))
         for path, state in self._states.items():
             try:
                 now = _state(path.stat())
@@ -73,6 +94,8 @@ class Reader:
 
     def close(self) -> None:
         """Close every file."""
+        if self._remote is not None:
+            self._remote.close()
         with self._lock:
             for descriptor in self._open.values():
                 os.close(descriptor)
@@ -80,7 +103,7 @@ class Reader:
 
     def acquire(self, file: StoredFile) -> int:
         """The file's descriptor, which stays open until ``release``."""
-        path = file.path
+        path = file.local
         with self._lock:
             descriptor = self._open.pop(path, None)
             if descriptor is None:
@@ -93,16 +116,16 @@ class Reader:
     def release(self, file: StoredFile) -> None:
         """One user less."""
         with self._lock:
-            self._in_use[file.path] -= 1
+            self._in_use[file.local] -= 1
 
     def _open_file(self, file: StoredFile) -> int:
         try:
-            descriptor = os.open(file.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            descriptor = os.open(file.local, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise CheckpointError(f"{file.path}: cannot be opened: {error.strerror}") from error
         state = _state(os.fstat(descriptor))
         known = self._states.setdefault(
-            file.path, (file.size, *file.state) if file.state else state
+            file.local, (file.size, *file.state) if file.state else state
         )
         if known != state or file.size != state[0]:
             os.close(descriptor)
@@ -118,6 +141,13 @@ class Reader:
                 return
             if not self._in_use.get(path):
                 os.close(self._open.pop(path))
+
+
+def _read_ahead(transfers: Transfers) -> "ReadAhead":
+    # Not at the top: most runs read nothing over a network.
+    from mergeengine.execution.ahead import ReadAhead
+
+    return ReadAhead(transfers)
 
 
 def _state(status: os.stat_result) -> FileState:

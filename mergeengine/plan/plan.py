@@ -160,7 +160,7 @@ class Plan:
 
         Nor has it the queries of URLs: what is signed anew is the same, and a secret.
         """
-        document = without_secrets(self.document)
+        document: dict[str, Any] = without_secrets(self.document)
         output = document.get("output")
         if isinstance(output, dict):
             output.pop("path", None)

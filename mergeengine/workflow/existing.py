@@ -77,7 +77,8 @@ def check_apart(output: Path, inputs: Iterable[Checkpoint]) -> None:
     """OutputError where an input lies in the output's folder: replacing it would delete it."""
     place = output.resolve()
     for model in inputs:
-        if any(file.path.resolve().is_relative_to(place) for file in model.files):
+        local = (file.local for file in model.files if not file.is_remote)
+        if any(path.resolve().is_relative_to(place) for path in local):
             raise OutputError(
                 f"{output}: the input {model} lies there; choose a folder of its own for the output"
             )
@@ -120,7 +121,7 @@ def verify(
 def _digest(tensor: Stored) -> str:
     size = CHUNK * tensor.dtype.itemsize
     digests = []
-    with tensor.file.path.open("rb") as file:
+    with tensor.file.local.open("rb") as file:
         file.seek(tensor.offset)
         for chunk in range(chunk_count(tensor.numel)):
             digests.append(chunk_digest(file.read(min(size, tensor.nbytes - chunk * size))))
@@ -131,7 +132,7 @@ def _written_since(output: Path, inputs: Iterable[Checkpoint]) -> Path | None:
     made = (output / MANIFEST).stat().st_mtime_ns
     local = (model for model in inputs if model.revision is None)  # the hub's are their commit
     files = (file for model in local for file in model.files)
-    return next((file.path for file in files if file.state and file.state[0] > made), None)
+    return next((file.local for file in files if file.state and file.state[0] > made), None)
 
 
 def _quick_changes(output: Path, manifest: Manifest) -> str | None:

@@ -146,7 +146,7 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
 
         self._fetch()
         plan = self._schedule(Settings(memory=memory, workers=1))
-        with Reader() as reader:
+        with Reader(plan.transfers) as reader:
             for tensor, start, values in stream(plan, reader):
                 output = tensor.destinations[0].output
                 yield Block(output.name, output.shape, start, values)

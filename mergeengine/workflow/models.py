@@ -1,7 +1,8 @@
 """The models of a plan, opened: each role's checkpoint, and what each reference is pinned to."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from mergeengine.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -80,17 +81,34 @@ class Models:
         return [f"configs differ: {note}" for note in report.notes], warnings
 
 
-def open_models(plan: Plan, lock: PlanLock, *, offline: bool) -> Models:
-    """Open everything that a plan names; hub references at the commits that ``lock`` has."""
+def load_libraries(references: Iterable[ModelReference]) -> None:
+    """Import what remote models are read with now: not to be measured as work."""
+    for reference in references:
+        if reference.url is not None:
+            from mergeengine.checkpoints.remote import load_library
+
+            with suppress(CheckpointError):  # told where the model is opened
+                load_library(reference.url)
+
+
+def references_of(plan: Plan) -> dict[ModelReference, bool]:
+    """Every model that a plan names, and whether its weights are wanted."""
     merged = [plan.target, *plan.mask_files]
     for source in plan.sources:
         merged += [source.source_base, source.source_ft]
     donors = [getattr(plan.output, role) for role in _DONORS]
     wanted = {reference: False for reference in donors if isinstance(reference, ModelReference)}
     wanted.update((reference, True) for reference in merged)
+    return wanted
+
+
+def open_models(plan: Plan, lock: PlanLock, *, offline: bool) -> Models:
+    """Open everything that a plan names; hub references at the commits that ``lock`` has."""
+    wanted = references_of(plan)
+    _check_told_apart(wanted)
 
     def opened(reference: ModelReference) -> Checkpoint:
-        pinned = None if reference.is_local else lock.commit_of(reference.text)
+        pinned = None if reference.repo is None else lock.commit_of(reference.text)
         return open_checkpoint(reference, pinned=pinned, offline=offline, weights=wanted[reference])
 
     with ThreadPoolExecutor(4) as pool:  # headers are small: mostly waiting for disk or network
@@ -121,3 +139,15 @@ def open_models(plan: Plan, lock: PlanLock, *, offline: bool) -> Models:
         source_names=tuple(source.name for source in plan.sources),
         masks=tuple(found[file] for file in plan.mask_files),
     )
+
+
+def _check_told_apart(references: Iterable[ModelReference]) -> None:
+    """CheckpointError where two URLs differ only in what is not written down of them."""
+    seen: dict[str, ModelReference] = {}
+    for reference in references:
+        other = seen.setdefault(reference.text, reference)
+        if other.url != reference.url:
+            raise CheckpointError(
+                f"{reference.position}: {reference} differs from the model at {other.position} "
+                "only in its query, which no lock or manifest records: give them other paths"
+            )

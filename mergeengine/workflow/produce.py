@@ -248,7 +248,7 @@ def disk_shortage(*jobs: Job) -> str | None:
         partial = workspace_path(job.output) / "files"
         held = sum(allocated_bytes(path) for path in partial.glob("*.safetensors"))
         places.append((job.output.parent, max(0, job.layout.size - held)))
-    places.extend((file.path.parent, file.size) for _, file in _missing(jobs))
+    places.extend((file.local.parent, file.size) for _, file in _missing(jobs))
     for place, size in places:
         while not place.exists():
             place = place.parent
@@ -306,7 +306,7 @@ def _merge(
             stack.enter_context(ShardWriter(each.workspace, each.job.layout, each.job.key()))
             for each in begun
         ]
-        reader = stack.enter_context(Reader())
+        reader = stack.enter_context(Reader(schedule.transfers))
         total, written = schedule.write_bytes, 0
         kept = sum(writer.kept_bytes for writer in writers)
         lock = Lock()

@@ -12,6 +12,7 @@ from mergeengine.output.manifest import Model
 from mergeengine.plan.load import load_plan
 from mergeengine.plan.plan import Plan
 from mergeengine.workflow.measure import Meter
+from mergeengine.workflow.models import load_libraries, references_of
 from mergeengine.workflow.prepare import Prepared, prepare
 from mergeengine.workflow.produce import Job, Produced, Progress, produce
 from mergeengine.workflow.report import made, spent
@@ -66,6 +67,8 @@ def run(
     settings = Settings.of(device, memory, workers, device_memory, offline)
     late: list[str] = []
     with Meter() as meter:
+        with meter.imports():
+            load_libraries(references_of(plan))
         place = Path(output) if output is not None else None
         prepared = prepare(plan, settings, output=place, locked=locked, block_chunks=block_chunks)
         if on_prepared is not None:

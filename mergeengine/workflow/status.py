@@ -77,6 +77,7 @@ class Status:
                 "read": schedule.read_bytes,
                 "write": schedule.write_bytes,
                 "download": self.download_bytes,
+                "remote": schedule.remote_bytes(),
                 "free_disk": self.free_bytes,
             },
             "memory": {

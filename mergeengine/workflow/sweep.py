@@ -11,6 +11,7 @@ from mergeengine.plan.load import load_plan
 from mergeengine.plan.plan import Plan
 from mergeengine.plan.sweep import variants
 from mergeengine.workflow.measure import Meter
+from mergeengine.workflow.models import load_libraries, references_of
 from mergeengine.workflow.prepare import Prepared, output_of, prepare
 from mergeengine.workflow.produce import Job, Progress, produce
 from mergeengine.workflow.report import made, spent
@@ -43,6 +44,8 @@ def sweep(
     """
     settings = Settings.of(device, memory, workers, device_memory, offline)
     with Meter() as meter:
+        with meter.imports():
+            load_libraries(references_of(load_plan(plan, overrides)))
         everything = prepare_sweep(
             plan, sweeps, settings, overrides=overrides, output=output, locked=locked
         )

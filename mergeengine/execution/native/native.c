@@ -302,13 +302,14 @@ static void announce_chunk(const Program *p, const Place *inputs, int64_t start,
     const int64_t count = elements - start < chunk ? elements - start : chunk;
     for (int k = 0; count > 0 && k < p->source_count; k++) {
         const int32_t size = p->sources[k].itemsize;
-        announce(inputs[k].file, inputs[k].offset + start * size, count * size);
+        if (inputs[k].file >= 0)
+            announce(inputs[k].file, inputs[k].offset + start * size, count * size);
     }
 }
 
 /* `elements` elements of every result, `piece` at a time. `inputs` and `outputs` are where they
-   lie in files (an output's file may be -1: not written); `buffers` are the inputs' buffers of a
-   piece each. `registers` hold the program's and one more.
+   lie in files (an output's file may be -1: not written; an input's, too: then its offset is an
+   address, where all of it is); `buffers` are the inputs' buffers of a piece each. `registers` hold the program's and one more.
 
    Without `digests`, `targets` take the results' elements. With `digests`, `targets` are of a piece
    each, used over and over, and what is left is the XXH3-128 of every `chunk` elements (a multiple
@@ -318,6 +319,7 @@ int me_run(const Program *p, int level, const Place *inputs, const Place *output
            int64_t piece, int64_t chunk, unsigned char *digests, Outcome *outcome) {
     Vector *vector = vector_of(level);
     Hash *hash = hash_of(level);
+    const char *from[p->source_count];
     char *moved[p->results];
     Digest states[p->results];
     memset(outcome, 0, sizeof *outcome);
@@ -331,6 +333,11 @@ int me_run(const Program *p, int level, const Place *inputs, const Place *output
             announce_chunk(p, inputs, start + chunk, elements, chunk);
         for (int k = 0; k < p->source_count; k++) {
             const int32_t size = p->sources[k].itemsize;
+            if (inputs[k].file < 0) {
+                from[k] = (const char *)(intptr_t)inputs[k].offset + start * size;
+                continue;
+            }
+            from[k] = buffers[k];
             outcome->which = k;
             if (read_fully(inputs[k].file, buffers[k], count * size,
                            inputs[k].offset + start * size, outcome))
@@ -340,11 +347,11 @@ int me_run(const Program *p, int level, const Place *inputs, const Place *output
             const Result *result = &p->outputs[r];
             moved[r] = targets[r] + (digests ? 0 : start * result->itemsize);
             if (result->copy >= 0)
-                memcpy(moved[r], buffers[result->copy], (size_t)(count * result->itemsize));
+                memcpy(moved[r], from[result->copy], (size_t)(count * result->itemsize));
         }
         for (long first = 0; first < count; first += VECTOR) {
             const long n = count - first < VECTOR ? count - first : VECTOR;
-            outcome->strange |= vector(p, registers, (const char *const *)buffers, moved, first, n);
+            outcome->strange |= vector(p, registers, from, moved, first, n);
         }
         for (int r = 0; r < p->results; r++) {
             const int64_t size = p->outputs[r].itemsize;

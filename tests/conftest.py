@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hub_stand_in import StandInHub
 from hypothesis import settings
+from remote_stand_in import StandInServer
 
 # Other load on the machine must not fail a test: speed is measured in benchmarks.
 settings.register_profile("untimed", deadline=None)
@@ -32,4 +33,17 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand
     monkeypatch.setattr(hub_module, "_RETRY_AFTER", (0.0, 0.0))
     monkeypatch.chdir(tmp_path)
     yield server
+    server.stop()
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInServer]:
+    """A web server without files; pauses between attempts are short."""
+    pytest.importorskip("aiohttp", reason="pip install -e .[dev]")
+    from mergeengine.checkpoints import remote
+
+    monkeypatch.setattr(remote, "_PAUSE", 0.001)
+    server = StandInServer()
+    yield server
+    remote._system.cache_clear()
     server.stop()

@@ -206,7 +206,7 @@ def _open_remote(
     reference: ModelReference, url: str, offline: bool, with_weights: bool
 ) -> Checkpoint:
     # Not at the top: a run that reads nothing remote does without it.
-    from mergeengine.checkpoints.remote import RemoteFolder, reads_of, stored_file
+    from mergeengine.checkpoints.remote import RemoteFolder, load_library, reads_of, stored_file
 
     label = reference.text
     if offline:
@@ -214,6 +214,7 @@ def _open_remote(
             f"{label}: a URL is read where it lies, and offline mode is on: download the model and "
             "give its local path"
         )
+    load_library(url)
 
     def part(url: str, label: str) -> _Part:
         file = stored_file(url)

@@ -7,8 +7,10 @@ library's business (environment, profiles, fsspec's configuration).
 
 import random
 import re
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -125,9 +127,7 @@ class RemoteFolder:
 
     url: str
     _found: dict[str, int | None] = field(default_factory=dict, repr=False)  # None: not there
-    _copies: tempfile.TemporaryDirectory[str] = field(
-        default_factory=lambda: tempfile.TemporaryDirectory(prefix="mergeengine-"), repr=False
-    )
+    _copies: "_Copies" = field(default_factory=lambda: _Copies(), repr=False)
 
     @property
     def label(self) -> str:
@@ -161,10 +161,10 @@ class RemoteFolder:
         """A copy of a small file, made now; None where there is none."""
         if not self.has(name):
             return None
-        place = Path(self._copies.name) / name
+        place = self._copies.folder() / name
         if not place.exists():
-            place.parent.mkdir(exist_ok=True)
             content = self.read(name)
+            place.parent.mkdir(exist_ok=True)
             place.write_bytes(content)
         return place
 
@@ -218,6 +218,19 @@ class RemoteFolder:
             else:
                 found[name] = int(entry.get("size") or 0)
         return found
+
+
+class _Copies:
+    """A temporary folder, made when it is asked for and removed with this object."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+
+    def folder(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="mergeengine-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        return self._folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +384,9 @@ def _status(error: Exception) -> int | None:
         response = getattr(each, "response", None)
         if isinstance(response, dict):  # botocore's
             response = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        for found in (getattr(each, "status", None), getattr(each, "code", None), response):
+        # `code` is gcsfs's; in aiohttp's errors it is none of the server's.
+        name = "code" if type(each).__module__.startswith("gcsfs") else "status"
+        for found in (getattr(each, name, None), response):
             if isinstance(found, int) and 400 <= found < 600:
                 return found
     return None
@@ -397,7 +412,9 @@ def _pause(error: Exception, number: int) -> float:
 
 def _reason(error: Exception) -> str:
     """An error in one line, without what a URL must not show."""
-    *_, origin = _chain(error)
+    origin: BaseException = error
+    if isinstance(error, FileNotFoundError):  # fsspec's word for all that `info` meets
+        *_, origin = _chain(error)
     status, message = getattr(origin, "status", None), getattr(origin, "message", None)
     if isinstance(status, int) and isinstance(message, str):
         return f"HTTP {status} {public(message)}".strip()

@@ -106,7 +106,7 @@ def reads_of(file: StoredFile) -> Read:
     def read(offset: int, size: int) -> bytes:
         nonlocal ahead
         stop = min(offset + size, file.size)
-        if not ahead and offset < _FIRST_READ:
+        if not ahead and offset == 0:
             ahead = read_range(path, 0, min(_FIRST_READ, file.size), file.size)
         if stop <= len(ahead):
             return ahead[offset:stop]

@@ -43,7 +43,7 @@ class _Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Transfers:
-    """The spans of every remote model of a schedule; ``requests`` are made at a time at most."""
+    """The spans of every remote model of a schedule."""
 
     span_bytes: int
     models: tuple[tuple[_Stretch, ...], ...]
@@ -55,7 +55,13 @@ class Transfers:
         return len(self.models) * (AHEAD + KEPT)
 
     @property
+    def ahead(self) -> int:
+        """Spans of those that nobody has asked for yet, at most."""
+        return len(self.models) * AHEAD
+
+    @property
     def requests(self) -> int:
+        """Requests under way at once."""
         return requests_of(len(self.models))
 
     @property

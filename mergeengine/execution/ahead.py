@@ -28,7 +28,7 @@ class ReadAhead:
 
     It holds ``transfers.kept`` spans at most, those under way included. Whoever needs a span that
     is not there takes the place of the one that was used longest ago, and waits for one if all
-    are in use. The spans that its model needs next are asked for where there is room.
+    are in use. The spans that its model needs next are asked for where that costs no other such.
     """
 
     def __init__(self, transfers: Transfers, fetch: Fetch = read_range) -> None:
@@ -63,7 +63,7 @@ class ReadAhead:
     def _take(self, span: Span) -> _Kept:
         with self._changed:
             while (kept := self._kept.get(span)) is None:
-                if self._make_room(used_only=False):
+                if self._make_room():
                     kept = self._ask(span)
                     break
                 self._changed.wait()
@@ -79,7 +79,7 @@ class ReadAhead:
                 if after is None:
                     break
                 following = after
-                if following not in self._kept and self._make_room(used_only=True):
+                if following not in self._kept and self._may_read_ahead():
                     self._ask(following)
             return kept
 
@@ -88,14 +88,21 @@ class ReadAhead:
             kept.users -= 1
             self._changed.notify_all()
 
-    def _make_room(self, *, used_only: bool) -> bool:
-        """Whether one more span may be kept, letting go of one if need be."""
+    def _may_read_ahead(self) -> bool:
+        """Whether there is room for a span that nobody waits for, without loss of another such."""
+        waiting = sum(not kept.used for kept in self._kept.values())
+        return waiting < self._transfers.ahead and self._make_room(used=(True,))
+
+    def _make_room(self, used: tuple[bool, ...] = (True, False)) -> bool:
+        """Whether one more span may be kept, letting go of one if need be: one that was ``used``
+        rather than one that still will be."""
         if len(self._kept) < self._transfers.kept:
             return True
-        for span, kept in self._kept.items():
-            if kept.data.done() and not kept.users and (kept.used or not used_only):
-                del self._kept[span]
-                return True
+        for which in used:
+            for span, kept in self._kept.items():
+                if kept.used is which and kept.data.done() and not kept.users:
+                    del self._kept[span]
+                    return True
         return False
 
     def _ask(self, span: Span) -> _Kept:

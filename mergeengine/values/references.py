@@ -22,7 +22,9 @@ _HUB = re.compile(rf"(?P<repo>{_WORD}(?:/{_WORD})?)(?:@(?P<revision>.*))?")
 # The same for editors, in the words that Python's and JavaScript's expressions share.
 REFERENCE = (
     rf"^(?:\.{{1,2}}(?:/.*)?|[/~].*|{_WORD}(?:/{_WORD})?(?:@[^\s@:?*\[\\^~]+)?"
-    r"|[A-Za-z][A-Za-z0-9+.-]*://.+)$"
+    rf"|(?!file:|local:|https?://(?:www\.)?(?:huggingface\.co|hf\.co)/{_WORD}(?:/{_WORD})?$)"
+    r"(?:abfss?://[^/?#:@]+@|[A-Za-z][A-Za-z0-9+.-]*://)"
+    r"[^/?#@]*(?:/[^?#]*)?(?:\.safetensors\?[^#]*)?)$"
 )
 _REVISION = re.compile(r"[^\s@:?*\[\\^~]+")
 _HUB_PAGE = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<rest>.+)")

@@ -216,9 +216,10 @@ def schedule(
     )
     steps = [step for tensor in tensors for step in tensor.steps]
     reads = (stored for step in steps for stored, _ in step.reads())
-    remote = transfers(reads, memory)
+    remote = transfers(reads, memory, max(1, workers))
     held = _whole_bytes(tensors) + _row_sum_bytes(tensors) + _bookkeeping_bytes(tensors)
-    held += remote.memory_bytes if remote is not None else 0
+    if remote is not None:
+        held, workers = held + remote.memory_bytes, remote.workers
 
     def arena(chunks: int) -> int:
         return max((step.arena_bytes(chunks * CHUNK) for step in steps), default=0)

@@ -15,7 +15,7 @@ from mergeengine.lazy.stored import Stored, StoredFile
 LARGEST, SMALLEST = 8 << 20, 1 << 18  # bytes of a span
 COMFORTABLE = 128 << 20  # the buffer takes no more than this where smaller spans will do
 AHEAD = 2  # spans of each model read before they are asked for
-KEPT = 2  # and kept beside them: blocks of several workers lie in them
+MOST_WORKERS = 4  # more would wait for the network all the same, each at another span
 MOST_REQUESTS = 8  # at a time
 FIXED = 8 << 20  # connections, their event loop, and what it has of them in hand
 
@@ -43,16 +43,17 @@ class _Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Transfers:
-    """The spans of every remote model of a schedule."""
+    """The spans of every remote model of a schedule, for so many workers at most."""
 
     span_bytes: int
+    workers: int
     models: tuple[tuple[_Stretch, ...], ...]
     _places: Mapping[StoredFile, tuple[tuple[int, int, int], ...]] = field(repr=False)
 
     @property
     def kept(self) -> int:
         """Spans that are in memory at once."""
-        return len(self.models) * (AHEAD + KEPT)
+        return kept_of(len(self.models), self.workers)
 
     @property
     def ahead(self) -> int:
@@ -67,7 +68,7 @@ class Transfers:
     @property
     def memory_bytes(self) -> int:
         """The most memory that the buffer takes."""
-        return buffer_bytes(len(self.models), self.span_bytes)
+        return buffer_bytes(len(self.models), self.workers, self.span_bytes)
 
     def span(self, file: StoredFile, offset: int) -> Span | None:
         """The span in which a byte lies; None for what no tensor of the schedule needs."""
@@ -104,12 +105,18 @@ def requests_of(models: int) -> int:
     return min(MOST_REQUESTS, models * AHEAD)
 
 
-def buffer_bytes(models: int, span: int) -> int:
+def kept_of(models: int, workers: int) -> int:
+    """How many spans are kept: of each model those read ahead, and that of each worker and what
+    one has left of its last for another."""
+    return models * (AHEAD + workers + 1)
+
+
+def buffer_bytes(models: int, workers: int, span: int) -> int:
     """What the buffer takes for so many remote models."""
-    return (models * (AHEAD + KEPT) + requests_of(models)) * span + FIXED
+    return (kept_of(models, workers) + requests_of(models)) * span + FIXED
 
 
-def transfers(tensors: Iterable[Stored], memory: int) -> Transfers | None:
+def transfers(tensors: Iterable[Stored], memory: int, workers: int) -> Transfers | None:
     """The spans of those of ``tensors``, in the order in which they are read, that are remote.
 
     They are as large as the comfortable buffer allows, or a third of ``memory``. None where
@@ -130,9 +137,9 @@ def transfers(tensors: Iterable[Stored], memory: int) -> Transfers | None:
             found.append((file, start, stop))
     if not stretches:
         return None
-    size = LARGEST
+    size, workers = LARGEST, min(workers, MOST_WORKERS)
     most = min(COMFORTABLE, memory // 3)
-    while size > SMALLEST and buffer_bytes(len(stretches), size) > most:
+    while size > SMALLEST and buffer_bytes(len(stretches), workers, size) > most:
         size //= 2
     models: list[tuple[_Stretch, ...]] = []
     places: dict[StoredFile, list[tuple[int, int, int]]] = {}
@@ -143,4 +150,6 @@ def transfers(tensors: Iterable[Stored], memory: int) -> Transfers | None:
             model.append(_Stretch(file, start, stop, number))
             number += -(-(stop - start) // size)
         models.append(tuple(model))
-    return Transfers(size, tuple(models), {f: tuple(sorted(at)) for f, at in places.items()})
+    return Transfers(
+        size, workers, tuple(models), {f: tuple(sorted(at)) for f, at in places.items()}
+    )

@@ -13,12 +13,16 @@ Fetch = Callable[[RemotePath, int, int, int], bytes]
 
 
 class _Kept:
-    """A span that is in memory or on its way. ``used`` is False until somebody asked for it."""
+    """A span that is in memory or on its way.
 
-    __slots__ = ("data", "used", "users")
+    ``used`` is False until somebody asked for it; ``left`` are the bytes that nobody took yet.
+    """
 
-    def __init__(self, data: "Future[bytes]") -> None:
+    __slots__ = ("data", "left", "used", "users")
+
+    def __init__(self, data: "Future[bytes]", left: int) -> None:
         self.data = data
+        self.left = left
         self.users = 0
         self.used = False
 
@@ -27,8 +31,8 @@ class ReadAhead:
     """The buffer through which workers read remote files; safe from many threads.
 
     It holds ``transfers.kept`` spans at most, those under way included. Whoever needs a span that
-    is not there takes the place of the one that was used longest ago, and waits for one if all
-    are in use. The spans that its model needs next are asked for where that costs no other such.
+    is not there takes the place of one that was read to its end, or else of the one that was used
+    longest ago, and waits for one if all are in use. The spans that its model needs next are asked for where that costs no other such.
     """
 
     def __init__(self, transfers: Transfers, fetch: Fetch = read_range) -> None:
@@ -57,6 +61,7 @@ class ReadAhead:
                 count = min(len(buffer) - done, span.stop - span.start - start)
                 buffer[done : done + count] = memoryview(data)[start : start + count]
                 done += count
+                kept.left -= count
             finally:
                 self._leave(kept)
 
@@ -91,22 +96,25 @@ class ReadAhead:
     def _may_read_ahead(self) -> bool:
         """Whether there is room for a span that nobody waits for, without loss of another such."""
         waiting = sum(not kept.used for kept in self._kept.values())
-        return waiting < self._transfers.ahead and self._make_room(used=(True,))
+        return waiting < self._transfers.ahead and self._make_room()
 
-    def _make_room(self, used: tuple[bool, ...] = (True, False)) -> bool:
-        """Whether one more span may be kept, letting go of one if need be: one that was ``used``
-        rather than one that still will be."""
+    def _make_room(self) -> bool:
+        """Whether one more span may be kept, letting go of one if need be."""
         if len(self._kept) < self._transfers.kept:
             return True
-        for which in used:
-            for span, kept in self._kept.items():
-                if kept.used is which and kept.data.done() and not kept.users:
-                    del self._kept[span]
-                    return True
-        return False
+        idle = [span for span, of in self._kept.items() if of.data.done() and not of.users]
+        if not idle:
+            return False
+        # The one used longest ago comes first.
+        del self._kept[min(idle, key=lambda span: self._worth(self._kept[span]))]
+        return True
+
+    @staticmethod
+    def _worth(kept: _Kept) -> int:
+        return 2 if not kept.used else 1 if kept.left > 0 else 0
 
     def _ask(self, span: Span) -> _Kept:
-        kept = self._kept[span] = _Kept(self._pool.submit(self._get, span))
+        kept = self._kept[span] = _Kept(self._pool.submit(self._get, span), span.stop - span.start)
         kept.data.add_done_callback(self._arrived)
         return kept
 

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mergeengine.compiler.transfer import (
     COMFORTABLE,
     LARGEST,
+    MOST_WORKERS,
     SMALLEST,
     Span,
     Transfers,
@@ -36,7 +38,7 @@ def chain(found: Transfers, first: Span) -> list[Span]:
 
 
 def test_nothing_remote(tmp_path: Path) -> None:
-    assert transfers([tensor("m", StoredFile(tmp_path / "a", 40), 0, 10)], GIB) is None
+    assert transfers([tensor("m", StoredFile(tmp_path / "a", 40), 0, 10)], GIB, 2) is None
 
 
 @given(
@@ -52,7 +54,7 @@ def test_spans_are_what_tensors_need_in_their_order(sizes, order, gaps) -> None:
         tensors.append(tensor("m", files[file], at[file], size))
         at[file] += 4 * size + (64 if gaps else 0)
     order.shuffle(tensors)
-    found = transfers([*tensors, *tensors], 8 << 20)
+    found = transfers([*tensors, *tensors], 8 << 20, 2)
     assert found is not None
     begin = found.span(tensors[0].file, tensors[0].offset)
     assert begin is not None
@@ -75,22 +77,27 @@ def test_spans_are_what_tensors_need_in_their_order(sizes, order, gaps) -> None:
 def test_a_file_of_two_models_has_one_set_of_spans() -> None:
     file = remote("shared")
     both = [tensor("a", file, 0, 10), tensor("b", file, 0, 10), tensor("b", file, 40, 10)]
-    found = transfers([*both, tensor("a", file, 80, 10)], GIB)
+    found = transfers([*both, tensor("a", file, 80, 10)], GIB, 2)
     assert found is not None
     assert len(found.models) == 1
     assert found.span(file, 0) == found.span(file, 119)
 
 
-def test_the_buffer_stays_in_its_bounds() -> None:
+@pytest.mark.parametrize("workers", [1, 2, 4, 64])
+def test_the_buffer_stays_in_its_bounds(workers: int) -> None:
     for models in (1, 2, 3, 10, 21):
         tensors = [tensor(f"m{n}", remote(f"f{n}"), 0, 1 << 26) for n in range(models)]
         for memory in (64 << 20, 256 << 20, 1 << 40):
-            found = transfers(tensors, memory)
+            found = transfers(tensors, memory, workers)
             assert found is not None
-            assert found.memory_bytes == buffer_bytes(models, found.span_bytes)
+            assert found.workers == min(workers, MOST_WORKERS)
+            assert found.memory_bytes == buffer_bytes(models, found.workers, found.span_bytes)
+            within = found.memory_bytes <= min(COMFORTABLE, memory // 3)
+            assert within or found.span_bytes == SMALLEST
             assert SMALLEST <= found.span_bytes <= LARGEST
-            assert (
-                found.memory_bytes <= min(COMFORTABLE, memory // 3) or found.span_bytes == SMALLEST
-            )
-    assert found.span_bytes >= 1 << 20
-    assert buffer_bytes(2, LARGEST) <= COMFORTABLE
+            assert found.kept >= models * found.workers + found.ahead
+
+
+def test_requests_are_large_where_few_models_are_remote() -> None:
+    assert buffer_bytes(1, MOST_WORKERS, LARGEST) <= COMFORTABLE
+    assert buffer_bytes(3, MOST_WORKERS, LARGEST // 2) <= COMFORTABLE

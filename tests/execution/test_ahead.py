@@ -19,7 +19,7 @@ FILES = {name: StoredFile(RemotePath(f"memory://{name}", name), SIZE) for name i
 
 def spans(names: str = "ab", memory: int = 1 << 20) -> Transfers:
     stored = [Stored(n, "t", BY_CODE["U8"], (SIZE,), FILES[n], 0) for n in names]
-    found = transfers(stored, memory)
+    found = transfers(stored, memory, 1)
     assert found is not None
     return found
 

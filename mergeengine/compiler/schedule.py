@@ -215,17 +215,18 @@ def schedule(
         ]
     )
     steps = [step for tensor in tensors for step in tensor.steps]
-    reads = (stored for step in steps for stored, _ in step.reads())
-    remote = transfers(reads, memory, max(1, workers))
     held = _whole_bytes(tensors) + _row_sum_bytes(tensors) + _bookkeeping_bytes(tensors)
-    if remote is not None:
-        held, workers = held + remote.memory_bytes, remote.workers
 
     def arena(chunks: int) -> int:
         return max((step.arena_bytes(chunks * CHUNK) for step in steps), default=0)
 
     choices = [block_chunks] if block_chunks else list(range(MOST_CHUNKS, 0, -1))
     arenas = {chunks: arena(chunks) for chunks in choices}
+    spare = memory - projected_bytes(1, arenas[choices[-1]], held)
+    reads = (stored for step in steps for stored, _ in step.reads())
+    remote = transfers(reads, min(spare, memory // 3), max(1, workers))
+    if remote is not None:
+        held, workers = held + remote.memory_bytes, remote.workers
     least = 1, choices[-1]
     count, chunks = next(
         (

@@ -116,11 +116,11 @@ def buffer_bytes(models: int, workers: int, span: int) -> int:
     return (kept_of(models, workers) + requests_of(models)) * span + FIXED
 
 
-def transfers(tensors: Iterable[Stored], memory: int, workers: int) -> Transfers | None:
+def transfers(tensors: Iterable[Stored], most: int, workers: int) -> Transfers | None:
     """The spans of those of ``tensors``, in the order in which they are read, that are remote.
 
-    They are as large as the comfortable buffer allows, or a third of ``memory``. None where
-    nothing is remote.
+    They are as large as the comfortable buffer allows, or one of ``most`` bytes, but not smaller
+    than ``SMALLEST``. None where nothing is remote.
     """
     stretches: dict[str, list[tuple[StoredFile, int, int]]] = {}
     owners: dict[StoredFile, str] = {}  # a file may belong to two models: its spans do not
@@ -138,7 +138,7 @@ def transfers(tensors: Iterable[Stored], memory: int, workers: int) -> Transfers
     if not stretches:
         return None
     size, workers = LARGEST, min(workers, MOST_WORKERS)
-    most = min(COMFORTABLE, memory // 3)
+    most = min(COMFORTABLE, most)
     while size > SMALLEST and buffer_bytes(len(stretches), workers, size) > most:
         size //= 2
     models: list[tuple[_Stretch, ...]] = []

@@ -32,7 +32,8 @@ class ReadAhead:
 
     It holds ``transfers.kept`` spans at most, those under way included. Whoever needs a span that
     is not there takes the place of one that was read to its end, or else of the one that was used
-    longest ago, and waits for one if all are in use. The spans that its model needs next are asked for where that costs no other such.
+    longest ago, and waits for one if all are in use. The spans that its model needs next are asked
+    for where that costs no other such.
     """
 
     def __init__(self, transfers: Transfers, fetch: Fetch = read_range) -> None:
@@ -55,15 +56,15 @@ class ReadAhead:
             span = self._transfers.span(file, offset + done)
             assert span is not None, "bytes that the schedule does not name"
             kept = self._take(span)
+            count = 0
             try:
                 data = kept.data.result()
                 start = offset + done - span.start
                 count = min(len(buffer) - done, span.stop - span.start - start)
                 buffer[done : done + count] = memoryview(data)[start : start + count]
                 done += count
-                kept.left -= count
             finally:
-                self._leave(kept)
+                self._leave(kept, count)
 
     def _take(self, span: Span) -> _Kept:
         with self._changed:
@@ -88,8 +89,9 @@ class ReadAhead:
                     self._ask(following)
             return kept
 
-    def _leave(self, kept: _Kept) -> None:
+    def _leave(self, kept: _Kept, taken: int) -> None:
         with self._changed:
+            kept.left -= taken
             kept.users -= 1
             self._changed.notify_all()
 

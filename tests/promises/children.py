@@ -21,7 +21,13 @@ from mergeengine.output import workspace, writer
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["pytest", "torch.linalg", "mergeengine.workflow.run", "mergeengine.execution.executor"]
+    [
+        "pytest",
+        "torch.linalg",
+        "fsspec.implementations.http",
+        "mergeengine.workflow.run",
+        "mergeengine.execution.executor",
+    ]
 )
 
 Hook = Callable[[], None]

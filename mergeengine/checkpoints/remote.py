@@ -26,7 +26,7 @@ from mergeengine.lazy.stored import RemotePath, StoredFile
 from mergeengine.values.references import public
 
 ATTEMPTS = 5
-_PAUSE = 0.5  # seconds before the second attempt, doubled for each after it
+_PAUSE = 1.0  # seconds before the second attempt, doubled for each after it
 _MOST_PAUSE = 60.0  # even where a server asks for more
 _REQUESTS = 8  # at a time, for one model's small files
 _FIRST_READ = 64 * 1024  # one request is enough for the header of most files
@@ -311,7 +311,7 @@ def _system(url: str) -> tuple[Any, str]:
         except ImportError as error:
             raise _not_installed(url, "aiohttp", error) from error
         timeout = ClientTimeout(total=None, sock_connect=_STALLED / 2, sock_read=_STALLED)
-        options["client_kwargs"] = {"timeout": timeout}
+        options["client_kwargs"] = {"timeout": timeout, "trust_env": True}
     try:
         system, path = url_to_fs(url, use_listings_cache=False, **options)
     except ImportError as error:

@@ -1,11 +1,13 @@
 """Remote files in bounded memory: spans of them, read ahead and kept while they are of use."""
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Condition
+from concurrent.futures import Future
+from queue import SimpleQueue
+from threading import Condition, Thread
 
 from mergeengine.checkpoints.remote import read_range
 from mergeengine.compiler.transfer import AHEAD, Span, Transfers
+from mergeengine.errors import Interrupted
 from mergeengine.lazy.stored import RemotePath, StoredFile
 
 Fetch = Callable[[RemotePath, int, int, int], bytes]
@@ -42,12 +44,29 @@ class ReadAhead:
         self._fetch = fetch
         self._kept: dict[Span, _Kept] = {}  # the one used last comes last
         self._changed = Condition()
-        self._pool = ThreadPoolExecutor(transfers.requests, "read-ahead")
+        self._stopped = self._closed = False
+        self._asked: SimpleQueue[tuple[Span, Future[bytes]] | None] = SimpleQueue()
+        # Daemons: a process that is stopped does not wait for an answer that may never come.
+        self._threads = [
+            Thread(target=self._fetch_spans, daemon=True) for _ in range(transfers.requests)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """Ask for nothing more."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._closed = True
+        for _ in self._threads:
+            self._asked.put(None)
+        for thread in self._threads if not self._stopped else ():
+            thread.join()
         self._kept.clear()
+
+    def stop(self) -> None:
+        """Let nobody wait any longer: who does meets Interrupted."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
 
     def read_into(self, file: StoredFile, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` from byte ``offset``, which lies in a tensor of the schedule."""
@@ -58,7 +77,7 @@ class ReadAhead:
             kept = self._take(span)
             count = 0
             try:
-                data = kept.data.result()
+                data = self._arrived(kept.data)
                 start = offset + done - span.start
                 count = min(len(buffer) - done, span.stop - span.start - start)
                 buffer[done : done + count] = memoryview(data)[start : start + count]
@@ -72,8 +91,8 @@ class ReadAhead:
                 if self._make_room():
                     kept = self._ask(span)
                     break
-                self._changed.wait()
-            if kept.data.done() and not kept.data.cancelled() and kept.data.exception():
+                self._wait(lambda: span in self._kept or self._has_room())
+            if kept.data.done() and kept.data.exception():
                 # It was read ahead in vain: this time somebody waits for it.
                 kept = self._ask(span)
             kept.users += 1
@@ -104,29 +123,50 @@ class ReadAhead:
         """Whether one more span may be kept, letting go of one if need be."""
         if len(self._kept) < self._transfers.kept:
             return True
-        idle = [span for span, of in self._kept.items() if of.data.done() and not of.users]
+        idle = self._idle()
         if not idle:
             return False
         # The one used longest ago comes first.
         del self._kept[min(idle, key=lambda span: self._worth(self._kept[span]))]
         return True
 
+    def _has_room(self) -> bool:
+        return len(self._kept) < self._transfers.kept or bool(self._idle())
+
+    def _idle(self) -> list[Span]:
+        return [span for span, of in self._kept.items() if of.data.done() and not of.users]
+
     @staticmethod
     def _worth(kept: _Kept) -> int:
         return 2 if not kept.used else 1 if kept.left > 0 else 0
 
     def _ask(self, span: Span) -> _Kept:
-        kept = self._kept[span] = _Kept(self._pool.submit(self._get, span), span.stop - span.start)
-        kept.data.add_done_callback(self._arrived)
+        kept = self._kept[span] = _Kept(Future(), span.stop - span.start)
+        self._asked.put((span, kept.data))
         return kept
 
-    def _get(self, span: Span) -> bytes:
-        assert isinstance(span.file.path, RemotePath)
-        data = self._fetch(span.file.path, span.start, span.stop, span.file.size)
+    def _arrived(self, data: "Future[bytes]") -> bytes:
+        """The bytes of a span, once they are there."""
         with self._changed:
-            self.fetched += len(data)
-        return data
+            self._wait(data.done)
+        return data.result()
 
-    def _arrived(self, _: "Future[bytes]") -> None:
-        with self._changed:
-            self._changed.notify_all()
+    def _wait(self, until: Callable[[], bool]) -> None:
+        self._changed.wait_for(lambda: self._stopped or until())
+        if self._stopped:
+            raise Interrupted("stopped; run the same command again to go on from here")
+
+    def _fetch_spans(self) -> None:
+        while (asked := self._asked.get()) is not None:
+            span, future = asked
+            if self._closed or self._stopped:
+                continue
+            assert isinstance(span.file.path, RemotePath)
+            try:
+                data = self._fetch(span.file.path, span.start, span.stop, span.file.size)
+                future.set_result(data)
+            except BaseException as error:  # handed to whoever waits for it
+                future.set_exception(error)
+            with self._changed:
+                self.fetched += 0 if future.exception() else span.stop - span.start
+                self._changed.notify_all()

@@ -66,6 +66,7 @@ def execute(
                 wait(workers)
             except KeyboardInterrupt:
                 work.fail(Interrupted("stopped; run the same command again to go on from here"))
+                files.stop()
     if work.error is not None:
         raise work.error
     names = {

@@ -92,6 +92,16 @@ class Reader:
                     "nothing was written under the final name. Run again when it is complete"
                 )
 
+    @property
+    def transferred(self) -> int:
+        """Bytes that came over a network so far."""
+        return self._remote.fetched if self._remote is not None else 0
+
+    def stop(self) -> None:
+        """Let no worker wait for a network any longer."""
+        if self._remote is not None:
+            self._remote.stop()
+
     def close(self) -> None:
         """Close every file."""
         if self._remote is not None:

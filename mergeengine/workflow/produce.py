@@ -90,7 +90,8 @@ class Produced:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """The one reading of the inputs that made the outputs; ``kept`` bytes came from earlier runs.
+    """The one reading of the inputs that made the outputs; ``kept`` bytes came from earlier runs,
+    and ``transferred`` over a network.
 
     ``loop`` is what computed flat blocks: the compiled loop's instructions, or torch.
     """
@@ -99,6 +100,7 @@ class Pass:
     bounds: Bounds
     written: int
     kept: int
+    transferred: int
     device: str
     loop: str
 
@@ -165,9 +167,9 @@ def produce(
             replaced = () if old.state == "absent" else (f"replaced an output: {old.reason}",)
             produced[each.job.output] = Produced(True, replaced, _not_finite(names))
         meter.lap("seal")
-    written, kept = made
+    written, kept, transferred = made
     bounds, name = bounds_of(schedule, pipeline), pipeline.name if pipeline else "cpu"
-    done = Pass(schedule, bounds, written, kept, name, loop_name(pipeline))
+    done = Pass(schedule, bounds, written, kept, transferred, name, loop_name(pipeline))
     return list(produced.values()), done
 
 
@@ -294,8 +296,8 @@ def _fetch(jobs: Sequence[Job], tell: Progress) -> None:
 
 def _merge(
     begun: Sequence[_Begun], schedule: Schedule, pipeline: "Pipeline | None", tell: Progress
-) -> tuple[tuple[int, int], list[dict[str, str]], list[list[str]]]:
-    """Write the weights into the workspaces: bytes written and kept of earlier runs, and for each
+) -> tuple[tuple[int, int, int], list[dict[str, str]], list[list[str]]]:
+    """Write the weights into the workspaces: bytes written, kept, transferred, and for each
     job the digests, and the names of tensors with values that are not finite (of what this run
     computed)."""
     from mergeengine.execution.executor import execute
@@ -324,7 +326,8 @@ def _merge(
         tell("sealing", 0, 1)
         for writer in writers:
             writer.sync()
-        return (written, kept), [writer.digests() for writer in writers], strange
+        made = written, kept, reader.transferred
+        return made, [writer.digests() for writer in writers], strange
 
 
 def _seal(job: Job, workspace: Workspace, tensors: dict[str, str]) -> None:

@@ -33,6 +33,7 @@ def spent(planned: Schedule | None, done: Pass | None, meter: Meter) -> dict[str
         "seconds": meter.seconds,
         "bytes": {
             "read": read,
+            "transferred": done.transferred if done is not None else 0,
             "written": written,
             "kept_from_earlier_run": done.kept if done is not None else 0,
         },

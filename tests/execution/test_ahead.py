@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mergeengine.compiler.transfer import AHEAD, Transfers, transfers
-from mergeengine.errors import CheckpointError
+from mergeengine.errors import CheckpointError, Interrupted
 from mergeengine.execution.ahead import ReadAhead
 from mergeengine.lazy.dtypes import BY_CODE
 from mergeengine.lazy.stored import RemotePath, Stored, StoredFile
@@ -127,3 +127,19 @@ def test_closing_does_not_wait_for_what_is_only_planned() -> None:
         assert [each.result(5) for each in waiting] == [CONTENT["a"][:10], CONTENT["b"][:10]]
         buffer.close()
     assert len(store.asked) <= 2 * (AHEAD + 1)
+
+
+def test_nobody_waits_after_a_stop() -> None:
+    store = Store()
+    store.gate.clear()
+    buffer = ReadAhead(spans(), store)
+    with ThreadPoolExecutor(20) as pool:
+        waiting = [pool.submit(read, buffer, "ab"[n % 2], n << 18, 10) for n in range(20)]
+        while store.most < 2:
+            threading.Event().wait(0.001)
+        buffer.stop()
+        for each in waiting:
+            with pytest.raises(Interrupted):
+                each.result(5)
+    buffer.close()
+    store.gate.set()

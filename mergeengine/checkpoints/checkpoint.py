@@ -19,7 +19,7 @@ from mergeengine.lazy.weight import Weight, leaves
 from mergeengine.values.references import ModelReference, parse_reference
 
 if TYPE_CHECKING:
-    from mergeengine.checkpoints.remote import RemoteFolder
+    from mergeengine.checkpoints.remote_folder import RemoteFolder
 
 _REQUESTS = 8  # to the hub or a store at a time
 
@@ -206,7 +206,8 @@ def _open_remote(
     reference: ModelReference, url: str, offline: bool, with_weights: bool
 ) -> Checkpoint:
     # Not at the top: a run that reads nothing remote does without it.
-    from mergeengine.checkpoints.remote import RemoteFolder, load_library, reads_of, stored_file
+    from mergeengine.checkpoints.remote import load_library, reads_of, stored_file
+    from mergeengine.checkpoints.remote_folder import RemoteFolder
 
     label = reference.text
     if offline:

@@ -1,25 +1,17 @@
-"""Models at URLs, through fsspec: listed where the store can, read by ranges, retried.
+"""Files at URLs, through fsspec: read by ranges, retried, and known again.
 
-Nothing is copied to this machine whole but the small files around the weights, which go into a
-temporary folder when they are asked for. Credentials, endpoints and the like are the store's own
-library's business (environment, profiles, fsspec's configuration).
+Credentials, endpoints and the like are the store's own library's business (environment, profiles,
+fsspec's configuration).
 """
 
 import random
 import re
-import shutil
-import tempfile
 import time
-import weakref
-from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 from mergeengine.checkpoints.documents import shown
-from mergeengine.checkpoints.folder import INDEX, MAX_DOCUMENT, SINGLE, is_companion
 from mergeengine.checkpoints.reading import Read
 from mergeengine.errors import CheckpointError, InputChangedError
 from mergeengine.lazy.stored import RemotePath, StoredFile
@@ -28,24 +20,16 @@ from mergeengine.values.references import public
 ATTEMPTS = 5
 _PAUSE = 1.0  # seconds before the second attempt, doubled for each after it
 _MOST_PAUSE = 60.0  # even where a server asks for more
-_REQUESTS = 8  # at a time, for one model's small files
 _FIRST_READ = 64 * 1024  # one request is enough for the header of most files
 _STALLED = 60.0  # seconds without a byte
 _PASSING = {408, 425, 429}  # and everything from 500 on
-_HTTP = ("http://", "https://")
-_TEMPLATES = "additional_chat_templates"
-
-# What is looked for where a place cannot be listed (http).
-_KNOWN = (
-    "config.json", "generation_config.json", "adapter_config.json", "tokenizer.json",
-    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
-    "tekken.json", "tiktoken.model", "chat_template.jinja", "chat_template.json",
-    "preprocessor_config.json", "processor_config.json", "README.md", "LICENSE", "LICENSE.txt",
-    "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md",
-)  # fmt: skip
+HTTP = ("http://", "https://")
 
 _T = TypeVar("_T")
+
+
+class NotFoundError(CheckpointError):
+    """There is nothing at a URL."""
 
 
 def read_range(file: RemotePath, start: int, stop: int, size: int) -> bytes:
@@ -59,7 +43,7 @@ def read_range(file: RemotePath, start: int, stop: int, size: int) -> bytes:
 
     def attempt() -> bytes:
         system, path = _system(file.url)
-        if file.url.startswith(_HTTP):
+        if file.url.startswith(HTTP):
             # Not `cat_file`: a server that ignores ranges would send everything.
             headers = {"If-Match": file.version} if file.version.startswith('"') else {}
             headers["Accept-Encoding"] = "identity"
@@ -116,159 +100,33 @@ def reads_of(file: StoredFile) -> Read:
     return read
 
 
+def list_folder(path: RemotePath) -> list[dict[str, Any]]:
+    """What a store says of each entry of a folder; NotFoundError where there is none."""
+
+    def attempt() -> list[dict[str, Any]]:
+        system, place = _system(path.url)
+        system.invalidate_cache()
+        found: list[dict[str, Any]] = system.ls(place, detail=True)
+        return found
+
+    return _persistently(attempt, path, "its listing")
+
+
 def load_library(url: str) -> None:
     """Import what a URL is read with; CheckpointError where it is not installed."""
     _system(url)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RemoteFolder:
-    """A model in a folder at a URL."""
-
-    url: str
-    _found: dict[str, int | None] = field(default_factory=dict, repr=False)  # None: not there
-    _copies: "_Copies" = field(default_factory=lambda: _Copies(), repr=False)
-
-    @property
-    def label(self) -> str:
-        return public(self.url)
-
-    @property
-    def listed(self) -> bool:
-        """Whether the store says which files there are; else known names are asked for."""
-        return not self.url.startswith(_HTTP)
-
-    def names(self) -> Collection[str]:
-        """The files of the folder and of its chat templates."""
-        if not self.listed:
-            self._ask(SINGLE, INDEX, "config.json")
-            return _Offered(self)
-        if not self._found:
-            self._found.update(self._listing(self.url))
-            if any(name.startswith(f"{_TEMPLATES}/") for name in self._found):
-                self._found.update(
-                    (f"{_TEMPLATES}/{name}", size)
-                    for name, size in self._listing(f"{self.url}/{_TEMPLATES}").items()
-                )
-        return tuple(sorted(name for name in self._found if not name.endswith("/")))
-
-    def companions(self) -> tuple[str, ...]:
-        if not self.listed:
-            self._ask(*_KNOWN)
-        return tuple(name for name in sorted(self.names()) if is_companion(name))
-
-    def companion(self, name: str) -> Path | None:
-        """A copy of a small file, made now; None where there is none."""
-        if not self.has(name):
-            return None
-        place = self._copies.folder() / name
-        if not place.exists():
-            content = self.read(name)
-            place.parent.mkdir(exist_ok=True)
-            place.write_bytes(content)
-        return place
-
-    def has(self, name: str) -> bool:
-        if self.listed:
-            return name in self.names()
-        self._ask(name)
-        return self._found[name] is not None
-
-    def read(self, name: str) -> bytes:
-        """The content of a small file."""
-        size = self._found[name]
-        assert size is not None, name
-        if size > MAX_DOCUMENT:
-            raise CheckpointError(f"{self.label}: {name} is implausibly large ({size})")
-        url = f"{self.url}/{name}"
-        return read_range(RemotePath(url, public(url)), 0, size, size)
-
-    def _ask(self, *names: str) -> None:
-        """Find out which of these files there are."""
-
-        def size_of(name: str) -> int | None:
-            url = f"{self.url}/{name}"
-            return _look_for(RemotePath(url, public(url)))[0]
-
-        unknown = [name for name in names if name not in self._found]
-        with ThreadPoolExecutor(_REQUESTS) as pool:
-            self._found.update(zip(unknown, pool.map(size_of, unknown), strict=True))
-
-    def _listing(self, url: str) -> dict[str, int | None]:
-        """Names and sizes; the names of folders end with a slash."""
-        place = RemotePath(url, public(url))
-
-        def attempt() -> list[dict[str, Any]]:
-            system, path = _system(url)
-            system.invalidate_cache()
-            found: list[dict[str, Any]] = system.ls(path, detail=True)
-            return found
-
-        try:
-            entries = _persistently(attempt, place, "its listing")
-        except _NotFoundError as error:
-            raise CheckpointError(f"{place}: there is no such folder, or it is empty") from error
-        found: dict[str, int | None] = {}
-        for entry in entries:
-            name = str(entry["name"]).rstrip("/").rpartition("/")[2]
-            if name.startswith(".") or not name.isprintable():
-                continue
-            if entry.get("type") == "directory":
-                found[f"{name}/"] = None
-            else:
-                found[name] = int(entry.get("size") or 0)
-        return found
-
-
-class _Copies:
-    """A temporary folder, made when it is asked for and removed with this object."""
-
-    def __init__(self) -> None:
-        self._folder: Path | None = None
-
-    def folder(self) -> Path:
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="mergeengine-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        return self._folder
-
-
-@dataclass(frozen=True, slots=True)
-class _Offered(Collection[str]):
-    """The names of a place that cannot be listed, as far as they were asked for.
-
-    Every file of weights that an index names counts as there: whether it is shows when its header
-    is read, of many at a time.
-    """
-
-    folder: RemoteFolder
-
-    def __contains__(self, name: object) -> bool:
-        if isinstance(name, str) and name.endswith(".safetensors") and name != SINGLE:
-            return True
-        return isinstance(name, str) and self.folder.has(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name, size in self.folder._found.items() if size is not None)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-class _NotFoundError(CheckpointError):
-    """There is nothing at a URL."""
-
-
 def _look(path: RemotePath) -> tuple[int, str]:
     """Size, and what tells versions apart; CheckpointError where nothing is there."""
-    size, version = _look_for(path)
+    size, version = look_for(path)
     if size is None:
         raise CheckpointError(f"{path}: there is no such file")
     return size, version
 
 
-def _look_for(path: RemotePath) -> tuple[int | None, str]:
-    """The same; a size of None where nothing is there."""
+def look_for(path: RemotePath) -> tuple[int | None, str]:
+    """Size, and what tells versions apart; a size of None where nothing is there."""
 
     def attempt() -> dict[str, Any]:
         system, place = _system(path.url)
@@ -278,7 +136,7 @@ def _look_for(path: RemotePath) -> tuple[int | None, str]:
 
     try:
         info = _persistently(attempt, path, "its size")
-    except _NotFoundError:
+    except NotFoundError:
         return None, ""
     if info.get("type") == "directory":
         return None, ""
@@ -305,7 +163,9 @@ def _system(url: str) -> tuple[Any, str]:
             "them, and install the package that brings it"
         )
     options: dict[str, Any] = {}
-    if url.startswith(_HTTP):
+    if "%" in url and url.startswith(HTTP):
+        options["encoded"] = True  # a signature is sent as it was written
+    if url.startswith(HTTP):
         try:
             from aiohttp import ClientTimeout
         except ImportError as error:
@@ -344,7 +204,7 @@ def _persistently(attempt: Callable[[], _T], path: RemotePath, what: str) -> _T:
                 ) from error
             *_, origin = _chain(error)
             if status in (404, 410) or (status is None and isinstance(origin, FileNotFoundError)):
-                raise _NotFoundError(f"{path}: there is no such file") from error
+                raise NotFoundError(f"{path}: there is no such file") from error
             if not _may_pass(error, status):
                 raise CheckpointError(_refused(path, what, error, status)) from error
             if number == ATTEMPTS:

@@ -177,7 +177,7 @@ def test_opening_imports_neither_torch_nor_the_hub_library(tmp_path: Path) -> No
         "from mergeengine.checkpoints import open_checkpoint\n"
         "from mergeengine.checkpoints import aliases, config\n"
         f"open_checkpoint({str(tmp_path)!r}).fingerprint()\n"
-        "heavy = {'torch', 'transformers', 'safetensors', 'huggingface_hub', 'numpy'}\n"
+        "heavy = {'torch', 'transformers', 'safetensors', 'huggingface_hub', 'numpy', 'fsspec'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

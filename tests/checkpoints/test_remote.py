@@ -294,6 +294,12 @@ def test_a_signature_is_sent_and_never_told(web: StandInServer) -> None:
     assert f"{url}/model.safetensors?..." in told[-1]
 
 
+def test_a_signature_is_sent_as_it_was_written(web: StandInServer) -> None:
+    url = put(web, "m", WHOLE)
+    web.secret = "sig=a%2Fb%2B%3d&t=1:2"
+    assert open_checkpoint(f"{url}/model.safetensors?{web.secret}").tensors
+
+
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each missing package is named, with the command that brings it."""
     real = builtins.__import__

@@ -169,7 +169,7 @@ def test_validate_imports_no_torch(here):
 @pytest.mark.skipif(native.library() is None, reason="without the compiled loop torch computes")
 @pytest.mark.skipif(not only_the_cpu("auto"), reason="torch is asked about the accelerator")
 def test_an_ordinary_merge_imports_no_torch(here):
-    assert not imported("run", "plan.yaml") & {"torch", "numpy", "transformers"}
+    assert not imported("run", "plan.yaml") & {"torch", "numpy", "transformers", "fsspec"}
     assert (here / "out/mergeengine.json").is_file()
 
 

@@ -27,7 +27,7 @@ from mergeengine.errors import ResourceError
 from mergeengine.lazy.dtypes import FLOAT64, DType
 from mergeengine.lazy.nodes import GENERATED, Node
 from mergeengine.lazy.partition import CHUNK, chunk_count
-from mergeengine.lazy.stored import Stored
+from mergeengine.lazy.stored import RemotePath, Stored
 from mergeengine.units import format_binary_size
 
 TILE = 1 << 18  # smaller: calls cost more than the arithmetic; larger: out of the cache
@@ -72,10 +72,6 @@ class Step:
     @property
     def chunks(self) -> int:
         return chunk_count(self.operand.numel)
-
-    @property
-    def read_bytes(self) -> int:
-        return sum(size for _, size in self.reads())
 
     def reads(self) -> Iterator[tuple[Stored, int]]:
         """The stored tensors that are read, and how many bytes of each."""
@@ -223,8 +219,13 @@ def schedule(
     choices = [block_chunks] if block_chunks else list(range(MOST_CHUNKS, 0, -1))
     arenas = {chunks: arena(chunks) for chunks in choices}
     spare = memory - projected_bytes(1, arenas[choices[-1]], held)
-    reads = (stored for step in steps for stored, _ in step.reads())
-    remote = transfers(reads, min(spare, memory // 3), max(1, workers))
+    read, far = 0, []
+    for step in steps:
+        for stored, size in step.reads():
+            read += size
+            if isinstance(stored.file.path, RemotePath):
+                far.append(stored)
+    remote = transfers(far, min(spare, memory // 3), max(1, workers))
     if remote is not None:
         held, workers = held + remote.memory_bytes, remote.workers
     least = 1, choices[-1]
@@ -250,7 +251,7 @@ def schedule(
         block_chunks=chunks,
         arena_bytes=arenas[chunks],
         held_bytes=held,
-        read_bytes=sum(step.read_bytes for tensor in tensors for step in tensor.steps),
+        read_bytes=read,
         write_bytes=sum(tensor.nbytes for graph in graphs for tensor in graph.tensors),
         transfers=remote,
     )

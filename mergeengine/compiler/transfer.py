@@ -117,7 +117,7 @@ def buffer_bytes(models: int, workers: int, span: int) -> int:
 
 
 def transfers(tensors: Iterable[Stored], most: int, workers: int) -> Transfers | None:
-    """The spans of those of ``tensors``, in the order in which they are read, that are remote.
+    """The spans of remote ``tensors``, in the order in which they are read.
 
     They are as large as the comfortable buffer allows, or one of ``most`` bytes, but not smaller
     than ``SMALLEST``. None where nothing is remote.
@@ -127,7 +127,7 @@ def transfers(tensors: Iterable[Stored], most: int, workers: int) -> Transfers |
     seen = set()
     for tensor in tensors:
         file, start, stop = tensor.file, tensor.offset, tensor.offset + tensor.nbytes
-        if not file.is_remote or start == stop or (file, start) in seen:
+        if start == stop or (file, start) in seen:
             continue
         seen.add((file, start))
         found = stretches.setdefault(owners.setdefault(file, tensor.source), [])

@@ -39,7 +39,7 @@ def test_json_keys(here, command):
         "models", "tensors", "shards", "bytes", "memory", "workers", "block_chunks", "notes",
         "warnings",
     }  # fmt: skip
-    assert set(document["bytes"]) == {"read", "write", "download", "free_disk"}
+    assert set(document["bytes"]) == {"read", "write", "download", "remote", "free_disk"}
     assert [model["role"] for model in document["models"]] == ["target", "source_base", "source_ft"]
     assert document["bytes"]["write"] == 320
 

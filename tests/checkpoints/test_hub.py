@@ -105,7 +105,7 @@ def test_companions_come_on_demand(hub: StandInHub) -> None:
     assert {name for _, name, _ in hub.log} == {"tokenizer.json"}
 
 
-@pytest.mark.parametrize("text", [f"{REPO}@{OTHER}", f"{REPO}@{OTHER[:7]}"])
+@pytest.mark.parametrize("text", [f"{REPO}@{OTHER}", f"{REPO}@{OTHER[:7]}", f"hf://{REPO}@{OTHER}"])
 def test_a_revision_is_taken_and_resolved(text: str, hub: StandInHub) -> None:
     checkpoint = open_checkpoint(text)
     assert checkpoint.revision == OTHER

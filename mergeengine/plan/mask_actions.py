@@ -21,7 +21,7 @@ from mergeengine.values.actions import (
 )
 from mergeengine.values.excerpts import excerpt
 from mergeengine.values.nearest import did_you_mean, nearest
-from mergeengine.values.references import ModelReference, local_path
+from mergeengine.values.references import ModelReference, local_path, parse_reference
 
 ACTIONS = (
     *("scale", "keep", "orthogonal_to", "rows", "tokens", "file", "above", "top", "bottom"),
@@ -35,6 +35,13 @@ def keep_of(keys: MaskKeys) -> Keep | None:
     return None if keys.keep is None else Keep(keys.keep, keys.of)
 
 
+def _file_of(text: str, folder: FilePath) -> ModelReference:
+    """Unlike a model's path, that of a file needs no ``./``."""
+    if "://" in text:
+        return parse_reference(text, folder)
+    return ModelReference(text, path=local_path(text, folder))
+
+
 def actions_of(keys: MaskKeys, folder: FilePath) -> tuple[Action, ...]:
     """All of an entry but `scale` and `keep`; `folder` is where relative paths start."""
     found: list[Action] = []
@@ -45,7 +52,7 @@ def actions_of(keys: MaskKeys, folder: FilePath) -> tuple[Action, ...]:
     if keys.tokens is not None:
         found.append(Rows("tokens", tuple(keys.tokens)))
     if keys.file is not None:
-        file = ModelReference(keys.file, path=local_path(keys.file, folder))
+        file = _file_of(keys.file, folder)
         found.append(FileMask(file, keys.default))
     if keys.above is not None:
         found.append(Above(keys.above))

@@ -146,8 +146,8 @@ Share = Annotated[Number, AfterValidator(_share)]
 
 
 def _mask_file(text: str) -> str:
-    check_path(text)
-    if not text.endswith(".safetensors"):
+    (check_reference if "://" in text else check_path)(text)
+    if not text.partition("?")[0].endswith(".safetensors"):
         raise NotExpected("expected a .safetensors file")
     return text
 

@@ -244,6 +244,17 @@ def test_two_urls_that_only_their_queries_tell_apart(server: StandInServer) -> N
         mergeengine.run(path)
 
 
+def test_a_mask_from_a_file_at_a_url(server: StandInServer) -> None:
+    data = save({f"layers.{n}.w": torch.full(SHAPE, n % 2, dtype=torch.bool) for n in range(4)})
+    Path("mask.safetensors").write_bytes(data)
+    server.files["mask.safetensors"] = data
+    for output, place in (("local", "mask.safetensors"), ("out", f"{server.url}/mask.safetensors")):
+        more = f"masks:\n  - {{match: 'layers.*', file: '{place}'}}\n"
+        assert mergeengine.run(plan_of(output, more)).made
+    assert weights_of("out") == weights_of("local")
+    assert server.sent("mask.safetensors") > len(data) - 1000
+
+
 def test_models_in_the_memory_of_this_process(server: StandInServer) -> None:
     store: Any = fsspec.filesystem("memory")
     for name, data in server.files.items():

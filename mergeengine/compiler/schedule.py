@@ -73,11 +73,10 @@ class Step:
     def chunks(self) -> int:
         return chunk_count(self.operand.numel)
 
-    def reads(self) -> Iterator[tuple[Stored, int]]:
+    def reads(self) -> list[tuple[Stored, int]]:
         """The stored tensors that are read, and how many bytes of each."""
-        for piece in self.pieces:
-            for load in piece.program.loads:
-                yield from stored_reads(load.view)
+        loads = [load.view for piece in self.pieces for load in piece.program.loads]
+        return [read for view in loads for read in stored_reads(view)]
 
     def load_bytes(self, elements: int) -> int:
         """Bytes of all loads for a block of that many elements, each aligned and with room to be
@@ -219,12 +218,11 @@ def schedule(
     choices = [block_chunks] if block_chunks else list(range(MOST_CHUNKS, 0, -1))
     arenas = {chunks: arena(chunks) for chunks in choices}
     spare = memory - projected_bytes(1, arenas[choices[-1]], held)
-    read, far = 0, []
+    read, far = 0, list[Stored]()
     for step in steps:
-        for stored, size in step.reads():
-            read += size
-            if isinstance(stored.file.path, RemotePath):
-                far.append(stored)
+        reads = step.reads()
+        read += sum([size for _, size in reads])
+        far += [stored for stored, _ in reads if isinstance(stored.file.path, RemotePath)]
     remote = transfers(far, min(spare, memory // 3), max(1, workers))
     if remote is not None:
         held, workers = held + remote.memory_bytes, remote.workers
@@ -349,15 +347,12 @@ def itemsize(view: Node, compute: DType) -> int:
     return arithmetic_of(held, compute).itemsize
 
 
-def stored_reads(view: Node) -> Iterator[tuple[Stored, int]]:
+def stored_reads(view: Node) -> list[tuple[Stored, int]]:
     """What a view is read from, and how many bytes of each."""
     if view.op in ("repeat", "product"):  # what they are made of may be much smaller
-        for part in view.inputs:
-            yield from stored_reads(part)
-        return
+        return [read for part in view.inputs for read in stored_reads(part)]
     held = holder(view)
-    if held.op == "stored":
-        yield held.stored, view.numel * held.stored.dtype.itemsize
+    return [(held.stored, view.numel * held.stored.dtype.itemsize)] if held.op == "stored" else []
 
 
 def factor_bytes(view: Node, elements: int) -> int:

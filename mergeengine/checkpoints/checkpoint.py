@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from mergeengine.checkpoints.documents import listing, parse_object, shown
 from mergeengine.checkpoints.fingerprint import sampled_digest
 from mergeengine.checkpoints.folder import LocalFolder, Weights, find_weights
-from mergeengine.checkpoints.header import parse_header, read_header
 from mergeengine.checkpoints.hub import HubModel
 from mergeengine.checkpoints.reading import opened
+from mergeengine.checkpoints.weight_file import SUFFIXES, WeightFile, read_weight_file
 from mergeengine.errors import CheckpointError
 from mergeengine.lazy.stored import RemotePath, Stored, StoredFile
 from mergeengine.lazy.weight import Weight, leaves
@@ -31,7 +31,8 @@ class Checkpoint:
     `tensors` are in file order: files by name, offsets ascending. Most are `Stored` as they are;
     others are `Derived` from what is. `folder` is None for a single file and for what is at a URL,
     and for a hub model the snapshot in the local cache, which exists once something of it was
-    fetched. `revision` is the commit of a hub model.
+    fetched. `revision` is the commit of a hub model. `notes` are sentences about how files were
+    read.
     """
 
     reference: ModelReference
@@ -40,6 +41,7 @@ class Checkpoint:
     config: Mapping[str, Any] | None = None
     folder: Path | None = None
     revision: str | None = None
+    notes: tuple[str, ...] = ()
     _store: "LocalFolder | HubModel | RemoteFolder | None" = field(default=None, repr=False)
 
     def __str__(self) -> str:
@@ -146,31 +148,22 @@ def _open_folder(reference: ModelReference, path: Path, *, with_weights: bool) -
     folder = LocalFolder(path)
     names = folder.names()
     weights = find_weights(str(path), names, folder.read) if with_weights else _NONE
-    parts = []
-    for name in weights.files:
-        file = _stored_file(folder.file(name))
-        parts.append((name, _local_header(file, reference.text)))
+    parts = [_local_part(folder.file(name), reference.text) for name in weights.files]
     return Checkpoint(
         reference=reference,
         tensors=_gather(str(path), weights, parts),
-        files=tuple(file for file, _ in (part for _, part in parts)),
+        files=tuple(part.file for part in parts),
         config=_config(str(path), folder, names),
         folder=path,
+        notes=_notes(parts),
         _store=folder,
     )
 
 
 def _open_file(reference: ModelReference, path: Path) -> Checkpoint:
-    if path.suffix != ".safetensors":
-        raise CheckpointError(
-            f"{path}: a single file must be a .safetensors file; other formats are not read: "
-            "name the model's folder, or load it with transformers and save it with "
-            "save_pretrained"
-        )
-    file = _stored_file(path)
-    part = _local_header(file, reference.text)
-    tensors = _gather(str(path), Weights((path.name,)), [(path.name, part)])
-    return Checkpoint(reference=reference, tensors=tensors, files=(file,))
+    part = _local_part(path, reference.text)
+    tensors = _gather(str(path), Weights((path.name,)), [part])
+    return Checkpoint(reference=reference, tensors=tensors, files=(part.file,), notes=part.notes)
 
 
 def _open_hub(
@@ -181,23 +174,22 @@ def _open_hub(
     way_out = _OFFLINE if model.offline else "the repository is incomplete"
     weights = find_weights(model.label, names, model.read, way_out) if with_weights else _NONE
 
-    def part(name: str) -> tuple[str, _Part]:
+    def part(name: str) -> WeightFile:
         file = model.stored_file(name)
         if file.local.exists():
-            return name, _local_header(_stored_file(file.local), reference.text)
-        label = f"{model.label}: {name}"
-        text = read_header(model.reader(name), file.size, label)
-        return name, (file, parse_header(text, file, reference.text, label))
+            return _local_part(file.local, reference.text)
+        return read_weight_file(model.reader(name), file, reference.text, f"{model.label}: {name}")
 
     with ThreadPoolExecutor(_REQUESTS) as pool:  # one round trip each: mostly waiting
         parts = list(pool.map(part, weights.files))
     return Checkpoint(
         reference=reference,
         tensors=_gather(model.label, weights, parts),
-        files=tuple(file for file, _ in (part for _, part in parts)),
+        files=tuple(part.file for part in parts),
         config=_config(model.label, model, names),
         folder=model.snapshot,
         revision=model.commit,
+        notes=_notes(parts),
         _store=model,
     )
 
@@ -217,27 +209,30 @@ def _open_remote(
         )
     load_library(url)
 
-    def part(url: str, label: str) -> _Part:
+    def part(url: str, label: str) -> WeightFile:
         file = stored_file(url)
-        text = read_header(reads_of(file), file.size, label)
-        return file, parse_header(text, file, reference.text, label)
+        return read_weight_file(reads_of(file), file, reference.text, label)
 
     name = url.partition("?")[0].rpartition("/")[2]
-    if name.endswith(".safetensors"):
-        parts = [(name, part(url, label))]
-        tensors = _gather(label, Weights((name,)), parts)
-        return Checkpoint(reference=reference, tensors=tensors, files=(parts[0][1][0],))
+    if name.endswith(SUFFIXES):
+        parts = [part(url, label)]
+        return Checkpoint(
+            reference=reference,
+            tensors=_gather(label, Weights((name,)), parts),
+            files=(parts[0].file,),
+            notes=_notes(parts),
+        )
     store = RemoteFolder(url)
     names = store.names()
     weights = find_weights(label, names, store.read) if with_weights else _NONE
     with ThreadPoolExecutor(_REQUESTS) as pool:
-        found = pool.map(lambda name: part(f"{url}/{name}", f"{label}/{name}"), weights.files)
-        parts = list(zip(weights.files, found, strict=True))
+        parts = list(pool.map(lambda name: part(f"{url}/{name}", f"{label}/{name}"), weights.files))
     return Checkpoint(
         reference=reference,
         tensors=_gather(label, weights, parts),
-        files=tuple(file for file, _ in (part for _, part in parts)),
+        files=tuple(part.file for part in parts),
         config=_config(label, store, names),
+        notes=_notes(parts),
         _store=store,
     )
 
@@ -255,24 +250,23 @@ def _config(
     return parse_object(store.read("config.json"), f"{label}: config.json")
 
 
-_Part = tuple[StoredFile, tuple[Stored, ...]]
+def _local_part(path: Path, source: str) -> WeightFile:
+    file = _stored_file(path)
+    with opened(path) as read:
+        return read_weight_file(read, file, source, str(path))
 
 
-def _local_header(file: StoredFile, source: str) -> _Part:
-    label = str(file.path)
-    with opened(file.local) as read:
-        text = read_header(read, file.size, label)
-    return file, parse_header(text, file, source, label)
+def _notes(parts: Iterable[WeightFile]) -> tuple[str, ...]:
+    return tuple(note for part in parts for note in part.notes)
 
 
-def _gather(
-    label: str, weights: Weights, parts: Iterable[tuple[str, _Part]]
-) -> Mapping[str, Stored]:
+def _gather(label: str, weights: Weights, parts: Iterable[WeightFile]) -> Mapping[str, Weight]:
     """The tensors of all files as one mapping, which must be what the index says."""
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, Weight] = {}
     place: dict[str, str] = {}
-    for name, (_, found) in parts:
-        for tensor in found:
+    for part in parts:
+        name = part.file.path.name
+        for tensor in part.weights:
             if tensor.name in tensors:
                 raise CheckpointError(
                     f"{label}: the tensor {shown(tensor.name)} is in two files, "

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import xxhash
 
-from mergeengine.checkpoints.header import read_header
 from mergeengine.checkpoints.reading import opened, opened_file
+from mergeengine.checkpoints.weight_file import read_weight_file
 from mergeengine.lazy.stored import RemotePath, Stored, StoredFile
 
 _SAMPLE = 1 << 10
@@ -63,7 +63,8 @@ def sampled_digest(
 def _file_digest(file: StoredFile, tensors: Sequence[Stored]) -> bytes:
     """Of the header and the samples, whose places follow from the header."""
     with opened(file.local) as read:
-        digest = xxhash.xxh3_128(read_header(read, file.size, str(file.path)))
+        header = read_weight_file(read, file, "", str(file.path)).header
+        digest = xxhash.xxh3_128(header)
         for end in _sampled_ends(tensors):
             digest.update(read(max(0, end - _SAMPLE), 2 * _SAMPLE))
     return digest.digest()

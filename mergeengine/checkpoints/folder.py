@@ -12,11 +12,29 @@ from mergeengine.errors import CheckpointError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# What is taken, in transformers' order: one file, or an index of files with this ending.
+_KINDS = (
+    (SINGLE, INDEX, ".safetensors"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json", ".bin"),
+)
+SINGLES = tuple(single for single, _, _ in _KINDS)
+
+_EXPECTED = f"{SINGLE}, {INDEX}, or pytorch_model.bin or its index"
+_ONE_FILE = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".jit")
+# What trainers leave beside weights: arguments, and states of optimizers and random generators.
+_TRAINING_STATE = (
+    "training_args",
+    "optimizer",
+    "scheduler",
+    "scaler",
+    "rng_state",
+    "random_states",
+)
 
 MAX_DOCUMENT = 100_000_000  # bytes of an index or a config
 _WEIGHT_SUFFIXES = (
     ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt",
-    ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data", ".npz", ".tflite", ".ot",
+    ".jit", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data", ".npz", ".tflite", ".ot",
 )  # fmt: skip
 
 
@@ -37,18 +55,23 @@ def find_weights(
     """The weights of a model that has the files `names`: what its canonical names say, no more.
 
     `model.safetensors` comes before an index, as transformers has it: a folder saved into twice
-    then means the same to both.
+    then means the same to both. Files of torch come after both, so that of a model in two formats
+    the one is read that needs no unpickling.
     """
-    if SINGLE in names:
-        return Weights((SINGLE,))
-    if INDEX not in names:
+    named = next((kind for kind in _KINDS if kind[0] in names or kind[1] in names), None)
+    if named is None:
         raise CheckpointError(_no_weights(label, names))
-    weight_map = _weight_map(parse_object(read(INDEX), f"{label}: {INDEX}"), f"{label}: {INDEX}")
+    single, index, suffix = named
+    if single in names:
+        return Weights((single,))
+    weight_map = _weight_map(
+        parse_object(read(index), f"{label}: {index}"), f"{label}: {index}", suffix
+    )
     files = tuple(sorted(set(weight_map.values())))
     missing = [name for name in files if name not in names]
     if missing:
         raise CheckpointError(
-            f"{label}: {len(missing)} of the {len(files)} files that {INDEX} names are missing: "
+            f"{label}: {len(missing)} of the {len(files)} files that {index} names are missing: "
             f"{listing(missing, limit=len(missing))}; {way_out}"
         )
     return Weights(files, weight_map)
@@ -61,7 +84,11 @@ def is_companion(name: str) -> bool:
     return not hidden and not name.lower().endswith(_WEIGHT_SUFFIXES)
 
 
-def _weight_map(index: Mapping[str, Any], label: str) -> Mapping[str, str]:
+def _is_training_state(name: str) -> bool:
+    return name.startswith(_TRAINING_STATE)
+
+
+def _weight_map(index: Mapping[str, Any], label: str, suffix: str) -> Mapping[str, str]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
@@ -74,10 +101,10 @@ def _weight_map(index: Mapping[str, Any], label: str) -> Mapping[str, str]:
             raise CheckpointError(f"{label}: {shown(name)} is not a usable tensor name")
         if isinstance(file, str) and file in plain:
             continue
-        if not isinstance(file, str) or not _is_plain(file) or not file.endswith(".safetensors"):
+        if not isinstance(file, str) or not _is_plain(file) or not file.endswith(suffix):
             raise CheckpointError(
                 f"{label}: tensor {shown(name)} is said to lie in {shown(file)}: expected the "
-                "plain name of a .safetensors file in the same folder"
+                f"plain name of a {suffix} file in the same folder"
             )
         plain.add(file)
     return weight_map
@@ -98,24 +125,18 @@ def _no_weights(label: str, names: Collection[str]) -> str:
             f"{label} is an adapter (adapter_config.json), not a whole model: merge it into its "
             "base model first (PEFT: merge_and_unload, then save_pretrained)"
         )
-    if torch := some(".bin", ".bin.index.json", ".pt", ".pth", ".ckpt"):
-        return (
-            f"{label} has its weights only as legacy torch files ({listing(torch, 4)}), which are "
-            "not read yet: load it with transformers and save it with save_pretrained, which "
-            f"writes {SINGLE}"
-        )
     if gguf := some(".gguf"):
         return (
             f"{label} has its weights only as GGUF ({listing(gguf, 4)}), which cannot be merged: "
             "use the safetensors checkpoint it was made from"
         )
-    if others := some(".safetensors"):
+    if others := [name for name in some(*_ONE_FILE) if not _is_training_state(name)]:
         return (
-            f"{label} has neither {SINGLE} nor {INDEX}, so it does not say which files are its "
-            f"weights; to use one file, name the file itself (there are {listing(others)})"
+            f"{label} has no file of a name by which it would be known as the weights "
+            f"({_EXPECTED}); to use one file, name the file itself (there are {listing(others)})"
         )
     there = listing(sorted(names)) if names else "nothing"
-    return f"{label} has no weights: expected {SINGLE} or {INDEX}, found {there}"
+    return f"{label} has no weights: expected {_EXPECTED}, found {there}"
 
 
 @dataclass(frozen=True, slots=True)

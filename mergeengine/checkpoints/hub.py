@@ -25,6 +25,7 @@ from mergeengine.values.references import ModelReference
 _log = logging.getLogger(__name__)
 
 _FIRST_READ = 256 * 1024  # one request is enough for the header of most files
+_NEIGHBOURHOOD = 4 * 1024
 _TIMEOUT = 30.0
 _RETRY_AFTER = (0.5, 2.0)  # seconds before the second and the third try
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
@@ -94,16 +95,35 @@ class HubModel:
         self._check(file)
 
     def reader(self, name: str) -> Read:
-        """Reads of a file on the hub by range; its beginning is read ahead."""
+        """Reads of a file on the hub by range, some of which are read ahead: its beginning; its
+        end, where a zip archive has its directory; and the neighbourhood of what is asked for."""
         size = self.sizes[name]
-        ahead = self._range(name, 0, min(_FIRST_READ, size)) if size else b""
+        held: list[tuple[int, bytes]] = []  # beginning, end and the last neighbourhood
+
+        def ahead(offset: int, length: int) -> tuple[int, bytes]:
+            found = next((w for w in held if w[0] <= offset < w[0] + len(w[1])), None)
+            if found is not None:
+                return found
+            if offset >= size - _FIRST_READ:
+                offset, length = max(0, size - _FIRST_READ), _FIRST_READ
+            else:
+                length = max(length, _FIRST_READ if not held else _NEIGHBOURHOOD)
+            window = offset, self._range(name, offset, min(length, size - offset))
+            held[2:] = []
+            held.append(window)
+            return window
 
         def read(offset: int, length: int) -> bytes:
-            if offset + length <= len(ahead):
-                return ahead[offset : offset + length]
-            return ahead[offset:] + self._range(
-                name, max(offset, len(ahead)), offset + length - max(offset, len(ahead))
-            )
+            data = b""
+            end = min(offset + length, size)
+            while offset < end:
+                start, window = ahead(offset, end - offset)
+                part = window[offset - start : end - start]
+                if not part:
+                    break  # the server sends less than it announced
+                data += part
+                offset += len(part)
+            return data
 
         return read
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mergeengine.checkpoints.folder import INDEX, MAX_DOCUMENT, SINGLE, is_companion
+from mergeengine.checkpoints.folder import INDEX, MAX_DOCUMENT, SINGLE, SINGLES, is_companion
 from mergeengine.checkpoints.remote import (
     HTTP,
     NotFoundError,
@@ -154,7 +154,11 @@ class _Offered(Collection[str]):
     folder: RemoteFolder
 
     def __contains__(self, name: object) -> bool:
-        if isinstance(name, str) and name.endswith(".safetensors") and name != SINGLE:
+        if (
+            isinstance(name, str)
+            and name.endswith((".safetensors", ".bin"))
+            and name not in SINGLES
+        ):
             return True
         return isinstance(name, str) and self.folder.has(name)
 

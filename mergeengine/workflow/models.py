@@ -78,7 +78,8 @@ class Models:
             for model in self.merged()
             for text in contradictions(model.config, model.tensors)
         ]
-        return [f"configs differ: {note}" for note in report.notes], warnings
+        notes = [f"{model}: {note}" for model in self.merged() for note in model.notes]
+        return [*notes, *(f"configs differ: {note}" for note in report.notes)], warnings
 
 
 def load_libraries(references: Iterable[ModelReference]) -> None:

@@ -78,10 +78,31 @@ def shards(
 
 
 MALFORMED: dict[str, tuple[Callable[[Path], None], str]] = {
-    "nothing": (files(), "has no weights: expected model.safetensors or"),
+    "nothing": (
+        files(),
+        "has no weights: expected model.safetensors, model.safetensors.index.json, or pytorch_",
+    ),
     "only other files": (files(readme__md=b"", notes__txt=b""), "found 'notes.txt', 'readme.md'"),
-    "a legacy torch file": (files(pytorch_model__bin=b""), "legacy torch files ('pytorch_model"),
-    "a legacy torch index": (files(pytorch_model__bin__index__json=b"{}"), "legacy torch files"),
+    "an empty torch file": (
+        files(pytorch_model__bin=b""),
+        "pytorch_model.bin: the pickle in it is",
+    ),
+    "an empty torch index": (
+        files(pytorch_model__bin__index__json=b"{}"),
+        "pytorch_model.bin.index.json: expected a weight_map",
+    ),
+    "a torch index of safetensors": (
+        files(pytorch_model__bin__index__json=b'{"weight_map": {"w": "a.safetensors"}}'),
+        "expected the plain name of a .bin file",
+    ),
+    "only what a trainer leaves": (
+        files(training_args__bin=b"", optimizer__pt=b"", scheduler__pt=b"", rng_state_0__pth=b""),
+        "has no weights: expected model.safetensors",
+    ),
+    "another torch file": (
+        files(training_args__bin=b"", consolidated__pth=b""),
+        "name the file itself (there are 'consolidated.pth')",
+    ),
     "GGUF": (files(model__gguf=b"GGUF"), "only as GGUF ('model.gguf')"),
     "an adapter": (
         files(adapter_config__json=b"{}", adapter_model__safetensors=b""),
@@ -162,10 +183,11 @@ def test_a_folder_that_is_no_checkpoint_is_refused_with_a_reason(case: str, tmp_
     assert str(tmp_path) in message
 
 
-@pytest.mark.parametrize("name", ["m.bin", "m.pt", "m.gguf", "m"])
+@pytest.mark.parametrize("name", ["m.onnx", "m.gguf", "m.h5", "m.msgpack", "m.npz", "m"])
 def test_a_single_file_of_another_format_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"")
-    assert "a single file must be a .safetensors file" in refused(tmp_path / name)
+    message = refused(tmp_path / name)
+    assert any(word in message for word in ("use ", "load it with", "expected a file of weights"))
 
 
 @pytest.mark.parametrize("text", ["~nobody-of-this-name/m", "/" + "x" * 5000, "./a\0b"])

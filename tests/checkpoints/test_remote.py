@@ -233,7 +233,7 @@ def test_an_object_that_changes_in_a_store(memory: Any) -> None:
 @pytest.mark.parametrize(
     ("files", "text"),
     [
-        ({}, "has no weights: expected model.safetensors or model.safetensors.index.json"),
+        ({}, "has no weights: expected model.safetensors, model.safetensors.index.json"),
         ({"config.json": b"{}"}, "found 'config.json'"),
         ({"adapter_config.json": b"{}"}, "is an adapter"),
         ({**SHARDED, B: b""}, "the file is truncated"),

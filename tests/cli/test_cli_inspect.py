@@ -60,7 +60,7 @@ def test_a_config_that_contradicts_its_tensors(here, command):
         (".", 3, "has no weights"),
         ("a b", 3, "is not a model reference"),
         ("C:\\models", 3, "a local path begins with"),
-        ("plan.yaml", 3, "a single file must be a .safetensors file"),
+        ("plan.yaml", 3, "expected a file of weights"),
     ],
 )
 def test_what_is_no_model(here, command, reference, code, text):

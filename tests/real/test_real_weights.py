@@ -113,6 +113,22 @@ class TestRxnfp:
             expected = (tensor.double() + 0.5 * delta).float()
             torch.testing.assert_close(result[name], expected, rtol=2e-7, atol=1e-12)
 
+    def test_a_fine_tune_without_the_prefix_is_recycled(self, rxnfp: Path, tmp_path: Path) -> None:
+        """``bert_ft`` was saved without its head, and so without ``bert.`` before its names."""
+        base, ft, target = (rxnfp / f"bert_{name}" for name in ("pretrained", "ft", "ft_10k_25s"))
+        more = "on_missing: keep_target\non_extra: ignore\n"
+        path = plan(tmp_path, target, base, ft, more)
+        assert call(["run", str(path)]) == 0
+        result = load_file(tmp_path / "merged/model.safetensors")
+        b, f, t = (loaded(model / "pytorch_model.bin") for model in (base, ft, target))
+        assert not any(name.startswith("bert.") for name in f)
+        tuned = {f"bert.{name}": tensor for name, tensor in f.items()}
+        assert sum(name in tuned and name in b for name in t) > 190
+        for name, tensor in t.items():
+            delta = tuned[name].double() - b[name].double() if name in tuned and name in b else 0.0
+            expected = (tensor.double() + 0.5 * delta).float()
+            torch.testing.assert_close(result[name], expected, rtol=2e-7, atol=1e-7)
+
     def test_what_looks_like_weights_is_not_taken(
         self, rxnfp: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mergeengine.compiler.binding import Binding, BoundTensor, Delta
+from mergeengine.lazy.weight import added_to, node_of
 from mergeengine.plan.plan import Plan
 from mergeengine.values.anatomy import layer_of
 from mergeengine.values.decisions import Decision
@@ -111,8 +112,8 @@ def _term(delta: Delta, several: bool) -> Term:
 
 
 def _delta(delta: Delta, of: str) -> str:
-    """``(source_ft − source_base)``, ``top(0.2, source_ft − source_base)``."""
-    text = f"{of}source_ft − source_base"
+    """``(source_ft − source_base)``, ``top(0.2, source_ft − source_base)``, ``(2 · B·A)``."""
+    text = f"{of}{added_to(delta.ft, delta.base) or 'source_ft − source_base'}"
     for each in delta.actions:
         text = each.action.shown(text)
     return text if delta.actions else f"({text})"
@@ -156,6 +157,8 @@ def _reasons(plan: Plan, tensor: BoundTensor) -> Iterator[str]:
             assert entry is not None
             at = "the plan" if entry.position is None else str(entry.position)
             yield f"the tensor of {tensor.origin.source}: {entry.text} ({at})"
+        case "scales":
+            yield "the scales of a weight that is written in 8 bits, found from what is written"
         case "merged":
             pass
     rule = plan.output.dtype.rule_at(tensor.facts) if tensor.origin.dtype.is_float else None
@@ -163,6 +166,8 @@ def _reasons(plan: Plan, tensor: BoundTensor) -> Iterator[str]:
         at = "the plan" if rule.position is None else str(rule.position)
         yield f"{tensor.origin.dtype} there; written as {rule.dtype}: {rule.text} ({at})"
     for delta in tensor.deltas:
+        if delta.coefficient and node_of(delta.ft) is node_of(delta.base):
+            yield f"the adapter of {delta.source.name} does not change it: the delta is zero"
         if delta.limit is not None and delta.coefficient:
             yield f"the norm of the delta is bounded: {delta.limit.text} ({delta.limit.position})"
         for stored in (delta.base, delta.ft):

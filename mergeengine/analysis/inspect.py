@@ -3,9 +3,12 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mergeengine.checkpoints.adapter_config import read_settings
 from mergeengine.checkpoints.checkpoint import Checkpoint
-from mergeengine.checkpoints.config import contradictions, quantized
-from mergeengine.lazy.weight import Weight
+from mergeengine.checkpoints.config import contradictions
+from mergeengine.checkpoints.folder import ADAPTER_CONFIG
+from mergeengine.checkpoints.quantised import quantised
+from mergeengine.lazy.weight import Derived, Weight
 from mergeengine.values.anatomy import Anatomy
 from mergeengine.values.kinds import ROLES
 
@@ -22,7 +25,11 @@ class DtypeShare:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A model in a few lines. ``parameters`` counts the elements of floating-point tensors."""
+    """A model in a few lines. ``parameters`` counts the elements of floating-point tensors.
+
+    Of an adapter, ``adapter`` says what it is and ``adapts`` the model that it was trained on, as
+    it says itself.
+    """
 
     reference: str
     revision: str | None
@@ -35,6 +42,9 @@ class Summary:
     files: tuple[tuple[str, int], ...]
     companions: tuple[str, ...]
     warnings: tuple[str, ...]
+    adapter: str | None = None
+    adapts: str | None = None
+    quantised: str | None = None
 
 
 def summarise(checkpoint: Checkpoint) -> Summary:
@@ -43,7 +53,11 @@ def summarise(checkpoint: Checkpoint) -> Summary:
     named = config.get("architectures")
     kind = config.get("model_type")
     tensors = checkpoint.tensors.values()
-    problem = quantized(checkpoint.config)
+    problem = quantised(checkpoint.config)
+    adapter = adapts = None
+    if checkpoint.adapter is not None:
+        settings = read_settings(checkpoint.adapter, f"{checkpoint}: {ADAPTER_CONFIG}")
+        adapter, adapts = settings.described, settings.base
     return Summary(
         reference=str(checkpoint),
         revision=checkpoint.revision,
@@ -60,7 +74,25 @@ def summarise(checkpoint: Checkpoint) -> Summary:
             *checkpoint.notes,
             *contradictions(checkpoint.config, checkpoint.tensors),
         ),
+        adapter=adapter,
+        adapts=adapts,
+        quantised=_quantised(checkpoint),
     )
+
+
+def _quantised(checkpoint: Checkpoint) -> str | None:
+    """``196 weights in float8_e4m3fn, with a scale for each 128 × 128 elements``."""
+    found = [
+        tensor.quantised
+        for tensor in checkpoint.tensors.values()
+        if isinstance(tensor, Derived) and tensor.quantised is not None
+    ]
+    if not found:
+        return None
+    first = found[0]
+    whole = first.factors == first.weight.shape
+    each = "tensor" if whole else f"{' × '.join(map(str, first.factors))} elements"
+    return f"{len(found)} weights in {first.weight.dtype}, with a scale for each {each}"
 
 
 @dataclass(frozen=True, slots=True)

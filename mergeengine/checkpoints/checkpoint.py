@@ -1,16 +1,24 @@
 """A checkpoint: names to places in files, with its config; opened without reading tensor data."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 from mergeengine.checkpoints.documents import listing, parse_object, shown
 from mergeengine.checkpoints.fingerprint import sampled_digest
-from mergeengine.checkpoints.folder import LocalFolder, Weights, find_weights
+from mergeengine.checkpoints.folder import (
+    ADAPTER_CONFIG,
+    WHOLE,
+    LocalFolder,
+    Weights,
+    find_adapter,
+    find_weights,
+)
 from mergeengine.checkpoints.hub import HubModel
+from mergeengine.checkpoints.quantised import dequantised
 from mergeengine.checkpoints.reading import opened
 from mergeengine.checkpoints.weight_file import SUFFIXES, WeightFile, read_weight_file
 from mergeengine.errors import CheckpointError
@@ -20,6 +28,9 @@ from mergeengine.values.references import ModelReference, parse_reference
 
 if TYPE_CHECKING:
     from mergeengine.checkpoints.remote_folder import RemoteFolder
+
+Kind = Literal["model", "stored", "adapter", "either", "none"]
+_Store = Union[LocalFolder, HubModel, "RemoteFolder"]
 
 _REQUESTS = 8  # to the hub or a store at a time
 
@@ -31,8 +42,10 @@ class Checkpoint:
     `tensors` are in file order: files by name, offsets ascending. Most are `Stored` as they are;
     others are `Derived` from what is. `folder` is None for a single file and for what is at a URL,
     and for a hub model the snapshot in the local cache, which exists once something of it was
-    fetched. `revision` is the commit of a hub model. `notes` are sentences about how files were
-    read.
+    fetched. `revision` is the commit of a hub model. `notes` and `warnings` are sentences about how
+    its files were read. An adapter alone has `adapter`, its adapter_config.json. Put onto its base
+    it has the tensors and config of the model that comes out, and `parts`: the adapter and the
+    base, which have the files.
     """
 
     reference: ModelReference
@@ -41,8 +54,11 @@ class Checkpoint:
     config: Mapping[str, Any] | None = None
     folder: Path | None = None
     revision: str | None = None
+    adapter: Mapping[str, Any] | None = None
+    parts: tuple["Checkpoint", ...] = ()
     notes: tuple[str, ...] = ()
-    _store: "LocalFolder | HubModel | RemoteFolder | None" = field(default=None, repr=False)
+    warnings: tuple[str, ...] = ()
+    _store: "_Store | None" = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return self.reference.text
@@ -57,6 +73,9 @@ class Checkpoint:
 
     def missing_files(self, files: Iterable[StoredFile]) -> tuple[StoredFile, ...]:
         """Those of `files` that are this model's and still to be downloaded, `size` bytes each."""
+        if self.parts:
+            files = tuple(files)
+            return tuple(file for part in self.parts for file in part.missing_files(files))
         if not isinstance(self._store, HubModel):
             return ()
         own = set(self.files)
@@ -67,7 +86,11 @@ class Checkpoint:
 
         Local models have them all, and remote ones are read where they lie.
         """
-        if isinstance(self._store, HubModel):
+        if self.parts:
+            files = tuple(files)
+            for part in self.parts:
+                part.fetch(files)
+        elif isinstance(self._store, HubModel):
             for file in self.missing_files(files):
                 self._store.fetch(file)
 
@@ -100,7 +123,7 @@ class Checkpoint:
         return sampled_digest(
             self.files,
             self.stored(),
-            config=self.companion("config.json"),
+            config=self.companion("config.json" if self.adapter is None else ADAPTER_CONFIG),
             in_folder=self._store is not None,
         )
 
@@ -110,15 +133,16 @@ def open_checkpoint(
     *,
     pinned: str | None = None,
     offline: bool = False,
-    weights: bool = True,
+    weights: Kind = "model",
 ) -> Checkpoint:
     """Open a model by its headers; nothing of a tensor's data is read or downloaded.
 
     A text is a local path where it begins with ``./``, ``../``, ``/`` or ``~``, a URL where it has
     ``://``, else a hub model (``org/name[@revision]``). `pinned` is the commit to take of a hub
-    model instead of what its revision now names; `offline` takes it from the local cache. Without
-    `weights` only what lies beside them is opened, and a folder that has none (a tokenizer alone)
-    will do.
+    model instead of what its revision now names; `offline` takes it from the local cache. `weights`
+    are those of a whole "model", of an "adapter", or of "either"; "stored" are a model's tensors as
+    they lie in its files, whatever they mean; with "none" only what lies beside them is opened, and
+    a folder that has none (a tokenizer alone) will do.
     """
     reference = _as_reference(reference)
     if reference.url is not None:
@@ -131,8 +155,8 @@ def open_checkpoint(
     except (OSError, RuntimeError) as error:  # no such home folder, no right to look, ...
         raise CheckpointError(f"{reference.text} cannot be opened: {error}") from error
     if is_folder:
-        return _open_folder(reference, path, with_weights=weights)
-    if is_file:
+        return _open_folder(reference, path, weights)
+    if is_file and weights != "adapter":
         return _open_file(reference, path)
     raise CheckpointError(f"{reference.text}: there is no folder or file {path}")
 
@@ -142,37 +166,27 @@ _OFFLINE = (
     "they are not in the local cache, and the hub is not reachable or offline mode is on: run once "
     "with a connection, or download the whole model"
 )
+_INCOMPLETE = "copy or download them again"
 
 
-def _open_folder(reference: ModelReference, path: Path, *, with_weights: bool) -> Checkpoint:
+def _open_folder(reference: ModelReference, path: Path, kind: Kind) -> Checkpoint:
     folder = LocalFolder(path)
-    names = folder.names()
-    weights = find_weights(str(path), names, folder.read) if with_weights else _NONE
-    parts = [_local_part(folder.file(name), reference.text) for name in weights.files]
-    return Checkpoint(
-        reference=reference,
-        tensors=_gather(str(path), weights, parts),
-        files=tuple(part.file for part in parts),
-        config=_config(str(path), folder, names),
-        folder=path,
-        notes=_notes(parts),
-        _store=folder,
-    )
+
+    def part(name: str) -> WeightFile:
+        return _local_part(folder.file(name), reference.text)
+
+    return _open_store(reference, str(path), folder, folder.names(), kind, part, folder=path)
 
 
 def _open_file(reference: ModelReference, path: Path) -> Checkpoint:
-    part = _local_part(path, reference.text)
-    tensors = _gather(str(path), Weights((path.name,)), [part])
-    return Checkpoint(reference=reference, tensors=tensors, files=(part.file,), notes=part.notes)
+    return _of_one_file(reference, str(path), path.name, _local_part(path, reference.text))
 
 
 def _open_hub(
-    reference: ModelReference, pinned: str | None, offline: bool, with_weights: bool
+    reference: ModelReference, pinned: str | None, offline: bool, kind: Kind
 ) -> Checkpoint:
     model = HubModel.resolve(reference, pinned=pinned, offline=offline)
-    names = model.names()
     way_out = _OFFLINE if model.offline else "the repository is incomplete"
-    weights = find_weights(model.label, names, model.read, way_out) if with_weights else _NONE
 
     def part(name: str) -> WeightFile:
         file = model.stored_file(name)
@@ -180,23 +194,13 @@ def _open_hub(
             return _local_part(file.local, reference.text)
         return read_weight_file(model.reader(name), file, reference.text, f"{model.label}: {name}")
 
-    with ThreadPoolExecutor(_REQUESTS) as pool:  # one round trip each: mostly waiting
-        parts = list(pool.map(part, weights.files))
-    return Checkpoint(
-        reference=reference,
-        tensors=_gather(model.label, weights, parts),
-        files=tuple(part.file for part in parts),
-        config=_config(model.label, model, names),
-        folder=model.snapshot,
-        revision=model.commit,
-        notes=_notes(parts),
-        _store=model,
+    opened = _open_store(
+        reference, model.label, model, model.names(), kind, part, way_out, requests=_REQUESTS
     )
+    return replace(opened, folder=model.snapshot, revision=model.commit)
 
 
-def _open_remote(
-    reference: ModelReference, url: str, offline: bool, with_weights: bool
-) -> Checkpoint:
+def _open_remote(reference: ModelReference, url: str, offline: bool, kind: Kind) -> Checkpoint:
     # Not at the top: a run that reads nothing remote does without it.
     from mergeengine.checkpoints.remote import load_library, reads_of, stored_file
     from mergeengine.checkpoints.remote_folder import RemoteFolder
@@ -215,25 +219,67 @@ def _open_remote(
 
     name = url.partition("?")[0].rpartition("/")[2]
     if name.endswith(SUFFIXES):
-        parts = [part(url, label)]
-        return Checkpoint(
-            reference=reference,
-            tensors=_gather(label, Weights((name,)), parts),
-            files=(parts[0].file,),
-            notes=_notes(parts),
-        )
+        return _of_one_file(reference, label, name, part(url, label))
     store = RemoteFolder(url)
-    names = store.names()
-    weights = find_weights(label, names, store.read) if with_weights else _NONE
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        parts = list(pool.map(lambda name: part(f"{url}/{name}", f"{label}/{name}"), weights.files))
+    return _open_store(
+        reference,
+        label,
+        store,
+        store.names(),
+        kind,
+        lambda name: part(f"{url}/{name}", f"{label}/{name}"),
+        requests=_REQUESTS,
+    )
+
+
+def _open_store(
+    reference: ModelReference,
+    label: str,
+    store: "_Store",
+    names: Collection[str],
+    kind: Kind,
+    part: Callable[[str], WeightFile],
+    way_out: str = _INCOMPLETE,
+    *,
+    folder: Path | None = None,
+    requests: int = 1,
+) -> Checkpoint:
+    """A model whose files have these names; ``part`` reads the header of one of weights."""
+    if kind == "either":
+        alone = ADAPTER_CONFIG in names and not any(name in names for name in WHOLE)
+        kind = "adapter" if alone else "model"
+    if kind == "none":
+        weights = _NONE
+    elif kind == "adapter":
+        weights = find_adapter(label, names)
+    else:
+        weights = find_weights(label, names, store.read, way_out)
+    if requests > 1:
+        with ThreadPoolExecutor(requests) as pool:  # one round trip each: mostly waiting
+            parts = list(pool.map(part, weights.files))
+    else:
+        parts = [part(name) for name in weights.files]
+    config = None if kind == "adapter" else _config(label, store, names)
+    stored = _gather(label, weights, parts)
+    tensors, notes = dequantised(label, config if kind == "model" else None, stored)
     return Checkpoint(
         reference=reference,
-        tensors=_gather(label, weights, parts),
+        tensors=tensors,
         files=tuple(part.file for part in parts),
-        config=_config(label, store, names),
-        notes=_notes(parts),
+        config=config,
+        folder=folder,
+        adapter=_config(label, store, names, ADAPTER_CONFIG) if kind == "adapter" else None,
+        notes=(*_notes(label, parts), *notes),
         _store=store,
+    )
+
+
+def _of_one_file(reference: ModelReference, label: str, name: str, part: WeightFile) -> Checkpoint:
+    return Checkpoint(
+        reference=reference,
+        tensors=_gather(label, Weights((name,)), [part]),
+        files=(part.file,),
+        notes=part.notes,
     )
 
 
@@ -243,11 +289,11 @@ def _place(file: StoredFile) -> str:
 
 
 def _config(
-    label: str, store: "LocalFolder | HubModel | RemoteFolder", names: Collection[str]
+    label: str, store: "_Store", names: Collection[str], name: str = "config.json"
 ) -> Mapping[str, Any] | None:
-    if "config.json" not in names:
+    if name not in names:
         return None
-    return parse_object(store.read("config.json"), f"{label}: config.json")
+    return parse_object(store.read(name), f"{label}: {name}")
 
 
 def _local_part(path: Path, source: str) -> WeightFile:
@@ -256,8 +302,8 @@ def _local_part(path: Path, source: str) -> WeightFile:
         return read_weight_file(read, file, source, str(path))
 
 
-def _notes(parts: Iterable[WeightFile]) -> tuple[str, ...]:
-    return tuple(note for part in parts for note in part.notes)
+def _notes(label: str, parts: Iterable[WeightFile]) -> tuple[str, ...]:
+    return tuple(f"{label}: {note}" for part in parts for note in part.notes)
 
 
 def _gather(label: str, weights: Weights, parts: Iterable[WeightFile]) -> Mapping[str, Weight]:

@@ -48,21 +48,6 @@ class ConfigReport:
     notes: list[str]
 
 
-def quantized(config: Config | None) -> str | None:
-    """Why a model's weights cannot be merged as they are, and what to do; None if they can."""
-    for _, part in _nested(config or {}):
-        found = part.get("quantization_config") or part.get("compression_config")
-        if found:
-            method = found.get("quant_method") if isinstance(found, dict) else None
-            kind = f"quantised ({shown(method)})" if method else "quantised"
-            return (
-                f"its weights are {kind}: their stored numbers are codes, which cannot be added; "
-                "use the unquantised checkpoint it was made from, or dequantise it first "
-                "(transformers: from_pretrained, dequantize, save_pretrained)"
-            )
-    return None
-
-
 def compare_configs(
     target_label: str,
     target: Config | None,

@@ -18,6 +18,7 @@ _KINDS = (
     ("pytorch_model.bin", "pytorch_model.bin.index.json", ".bin"),
 )
 SINGLES = tuple(single for single, _, _ in _KINDS)
+WHOLE = (*SINGLES, *(index for _, index, _ in _KINDS))  # names by which a model has weights
 
 _EXPECTED = f"{SINGLE}, {INDEX}, or pytorch_model.bin or its index"
 _ONE_FILE = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".jit")
@@ -30,6 +31,8 @@ _TRAINING_STATE = (
     "rng_state",
     "random_states",
 )
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 
 MAX_DOCUMENT = 100_000_000  # bytes of an index or a config
 _WEIGHT_SUFFIXES = (
@@ -77,6 +80,21 @@ def find_weights(
     return Weights(files, weight_map)
 
 
+def find_adapter(label: str, names: Collection[str]) -> Weights:
+    """The weights of a PEFT adapter, which are one file."""
+    if ADAPTER_CONFIG not in names:
+        there = listing(sorted(names)) if names else "nothing"
+        raise CheckpointError(
+            f"{label} is no PEFT adapter: expected {ADAPTER_CONFIG} and {ADAPTER}, found {there}"
+        )
+    for name in (ADAPTER, "adapter_model.bin"):
+        if name in names:
+            return Weights((name,))
+    raise CheckpointError(
+        f"{label} has no {ADAPTER} beside its {ADAPTER_CONFIG}: copy or download it again"
+    )
+
+
 def is_companion(name: str) -> bool:
     """Whether a file is one of the small ones around the weights (config, tokenizer, code...)."""
     parts = PurePosixPath(name).parts
@@ -120,10 +138,11 @@ def _no_weights(label: str, names: Collection[str]) -> str:
     def some(*suffixes: str) -> list[str]:
         return sorted(name for name in names if "/" not in name and name.endswith(suffixes))
 
-    if "adapter_config.json" in names:
+    if ADAPTER_CONFIG in names:
         return (
-            f"{label} is an adapter (adapter_config.json), not a whole model: merge it into its "
-            "base model first (PEFT: merge_and_unload, then save_pretrained)"
+            f"{label} is an adapter ({ADAPTER_CONFIG}), not a whole model: as a fine-tune, write "
+            f"`source_ft: {{adapter: {label}, base: the model it adapts}}`; elsewhere, merge it "
+            "into its base first"
         )
     if gguf := some(".gguf"):
         return (

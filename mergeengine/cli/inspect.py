@@ -34,7 +34,7 @@ def command(model: str, with_tensors: bool, with_kinds: bool, offline: bool, sty
     # On a command line, unlike in a plan, what exists needs no "./".
     if not model.startswith(("./", "../", "/", "~")) and Path(model).exists():
         model = f"./{model}"
-    checkpoint = open_checkpoint(model, offline=offline)
+    checkpoint = open_checkpoint(model, offline=offline, weights="either")
     summary = summarise(checkpoint)
     for warning in summary.warnings:
         warn(warning)
@@ -82,6 +82,11 @@ def _lines(summary: "Summary") -> Iterator[tuple[str, str]]:
         names = ", ".join(summary.architectures)
         kind = f"({summary.model_type})" if summary.model_type else ""
         yield "architecture", f"{names} {kind}".strip()
+    if summary.adapter is not None:
+        of = f" of {summary.adapts}" if summary.adapts else ""
+        yield "adapter", f"{summary.adapter}{of}"
+    if summary.quantised is not None:
+        yield "quantised", summary.quantised
     yield "parameters", f"{_count(summary.parameters)} ({summary.parameters})"
     yield "tensors", f"{summary.tensor_count}, {format_size(summary.bytes)}"
     for share in summary.dtypes:

@@ -6,7 +6,7 @@ once: tensors that are missing, extra, or of another shape or kind.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from mergeengine.checkpoints.aliases import alias_of, redundant_alias
 from mergeengine.checkpoints.checkpoint import Checkpoint
@@ -16,7 +16,7 @@ from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
 from mergeengine.compiler.rules import check_parameters, check_renames, check_rules, shadowed
 from mergeengine.errors import CheckpointError
 from mergeengine.lazy.tensor import LazyTensor
-from mergeengine.lazy.weight import Weight, node_of
+from mergeengine.lazy.weight import Weight, difference, node_of
 from mergeengine.methods.relative import at_most, to_ratio
 from mergeengine.methods.transfer import transfer
 from mergeengine.plan.plan import Plan, Source
@@ -26,7 +26,9 @@ from mergeengine.values.decisions import Decision
 from mergeengine.values.masks import decision_of
 from mergeengine.values.renaming import ROLES_OF_NAMES
 
-Kind = Literal["merged", "frozen", "kept", "not float", "missing", "mismatch", "unmapped", "copied"]
+Kind = Literal[
+    "merged", "frozen", "kept", "not float", "missing", "mismatch", "unmapped", "copied", "scales"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ class BoundTensor:
     ``kind``: merged; frozen (every coefficient is 0); kept (a mask takes a fine-tune's); or why it
     is taken as it is: an integer or boolean tensor, one without a delta (``missing``, ``mismatch``,
     or ``unmapped``: its layer is left out by `layer_map`), or one that only the fine-tune has
-    (``copied``). ``origin`` is the tensor that is taken or added to.
+    (``copied``). ``scales`` are those of a weight that is written in 8 bits. ``origin`` is the
+    tensor that is taken or added to.
     """
 
     output: OutputTensor
@@ -104,7 +107,7 @@ class Binding:
         return {kind: kinds.count(kind) for kind in dict.fromkeys(sorted(kinds, key=_ORDER.index))}
 
 
-_ORDER = ["merged", "frozen", "kept", "not float", "missing", "mismatch", "unmapped", "copied"]
+_ORDER = list(get_args(Kind))
 
 
 Pair = tuple[Source, Counterparts, Counterparts]
@@ -244,7 +247,7 @@ def _bound(
     if (gap is not None or unmapped) and not found:
         return _taken(plan, tensor, facts, gap or "unmapped")
     receiver = LazyTensor(node_of(tensor))
-    plain = [LazyTensor(node_of(delta.ft)) - LazyTensor(node_of(delta.base)) for delta in found]
+    plain = [LazyTensor(difference(delta.ft, delta.base)) for delta in found]
     weights = [delta.weight(receiver, value) for delta, value in zip(found, plain, strict=True)]
     if any(delta.actions for delta in found):
         plain = _masked(plan, tensor, found, plain, files)

@@ -12,7 +12,7 @@ from mergeengine.lazy.algebra import Box
 from mergeengine.lazy.nodes import GENERATED, Node, Shape, walk
 
 VIEWS = ("slice", "permute", "take", "repeat")
-HOLDERS = ("stored", "row_sum", "low_rank", *GENERATED)
+HOLDERS = ("stored", "row_sum", "block_max", "low_rank", *GENERATED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from mergeengine.compiler.schedule import (
     Step,
     factor_bytes,
     itemsize,
+    rows_of_blocks,
     whole_workspace,
 )
 from mergeengine.errors import ResourceError
@@ -178,6 +179,7 @@ def _result_bytes(step: Step, block: int) -> int:
     left = {
         "sum": 8,
         "row_sum": 8 * (min(step.node.numel, elements) + 2),
+        "block_max": 8 * rows_of_blocks(step.node, elements) if step.node.op == "block_max" else 0,
         "kth_magnitude": HISTOGRAM,
         "kth_place": 16,
     }[step.node.op]

@@ -46,6 +46,7 @@ PER_STEP = 1536  # a pass before the one that writes: nodes that need its result
 LOOKAHEAD = 32  # outputs under way at once, so that passes of one hide the waits of another
 COMFORTABLE = 128 << 20  # more than this for blocks was never measured to be faster
 MOST_CHUNKS = 1  # larger blocks were not faster, warm or cold
+_KEPT_UNTIL_WRITTEN = ("row_sum", "block_max")
 MOST_RESULTS = 16  # outputs made of one reading: each takes memory of a block
 
 
@@ -123,6 +124,8 @@ class Step:
         held = loaded + self.result_bytes(elements) + SCRATCH
         if self.node.op == "row_sum":  # the sums of one chunk's rows, twice
             held += 16 * min(self.node.numel, elements)
+        if self.node.op == "block_max":  # maxima of each row, and where they belong
+            held += 32 * rows_of_blocks(self.node, elements)
         return held + self._registers(min(TILE, strip))
 
     def _registers(self, elements: int) -> int:
@@ -311,7 +314,7 @@ def _whole_bytes(tensors: tuple[TensorSchedule, ...]) -> int:
 def _row_sum_bytes(tensors: tuple[TensorSchedule, ...]) -> int:
     """Row sums are kept until their outputs are written; so many outputs are under way at once."""
     sizes = [
-        sum(step.node.numel for step in tensor.before if step.node.op == "row_sum")
+        sum(step.node.numel for step in tensor.before if step.node.op in _KEPT_UNTIL_WRITTEN)
         for tensor in tensors
     ]
     return FLOAT64.itemsize * sum(sorted(sizes)[-LOOKAHEAD:])
@@ -345,6 +348,11 @@ def itemsize(view: Node, compute: DType) -> int:
     if held.op in GENERATED:
         return GENERATED[held.op].itemsize
     return arithmetic_of(held, compute).itemsize
+
+
+def rows_of_blocks(node: Node, elements: int) -> int:
+    """Maxima that a ``block_max`` keeps of so many elements: of every row that they touch."""
+    return (elements // node.inputs[0].shape[-1] + 2) * node.shape[-1]
 
 
 def stored_reads(view: Node) -> list[tuple[Stored, int]]:

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mergeengine.execution.block_max import BlockMax
 from mergeengine.execution.kernels import patch_of
 from mergeengine.lazy.nodes import Node
 from mergeengine.lazy.partition import CHUNK, chunk_count
@@ -47,6 +48,8 @@ def fold_of(node: Node, *numbers: Tensor) -> Fold:
         return _KthPlace(node, float(numbers[0]))
     if node.op == "sum":
         return _Sum()
+    if node.op == "block_max":
+        return BlockMax(node)
     if node.op == "row_sum":
         return _RowSum(node)
     return _KthMagnitude(node.attributes[0])

@@ -368,7 +368,7 @@ def _view(node: Node) -> Node:
     below = node
     while below.op in ("slice", "take", "permute", "repeat"):
         below = below.inputs[0]
-    if below.op != "stored":
+    if below.op not in ("stored", "block_max"):
         raise ValueError(f"expected a view of a stored tensor, found {below.op}")
     return node
 
@@ -418,6 +418,8 @@ def squeeze(node: Node) -> Node:
             return slice_box(part, tuple(box))
         case "permute" if node.attributes[0] == 0:
             return permute(squeeze(node.inputs[0]), [d - 1 for d in node.attributes[1:]])
+        case "permute" if node.attributes[0] == len(shape):
+            return permute(_without_last(node.inputs[0]), node.attributes[1:])
         case "take" if node.attributes[0] > 0:
             return take(squeeze(node.inputs[0]), node.attributes[1], node.attributes[0] - 1)
         case "concat" if node.attributes[0] > 0:
@@ -430,6 +432,21 @@ def squeeze(node: Node) -> Node:
         inputs = (each if each.shape == () else squeeze(each) for each in node.inputs)
         return elementwise(node.op, *inputs)
     raise ValueError(f"cannot give another shape to a {node.op}")
+
+
+def _without_last(node: Node) -> Node:
+    """One element of the last dimension of what is stored, without that dimension: of the last two
+    seen as one, every so many-th."""
+    box: Box = tuple((0, size) for size in node.shape)
+    if node.op == "slice":
+        box, node = node.attributes[0], node.inputs[0]
+    if node.op != "stored" or len(box) < 2:
+        raise ValueError(f"cannot give another shape to a {node.op}")
+    *outer, (low, high), (place, _) = box
+    *sizes, rows, count = node.shape
+    flat = stored(replace(node.stored, shape=(*sizes, rows * count)))
+    part = slice_box(flat, (*outer, (0, rows * count)))
+    return take(part, [row * count + place for row in range(low, high)], len(sizes))
 
 
 def _span(shape: Shape, dimension: int, start: int, stop: int) -> Box:
@@ -450,6 +467,19 @@ def row_sum(node: Node) -> Node:
         raise ValueError("a scalar has no rows")
     shape = (node.shape[0], *(1 for _ in node.shape[1:]))
     return constant(0.0, shape) if is_constant(node, 0.0) else intern("row_sum", (node,), shape)
+
+
+def block_max(node: Node, factors: Sequence[int]) -> Node:
+    """The largest absolute value of each block of ``factors`` elements, cut off at the tensor's
+    end: of matrices, or stacks of them in which a block lies in one matrix."""
+    if len(node.shape) < 2 or len(factors) != len(node.shape) or not node.numel:
+        raise ValueError(f"no blocks of {factors} in a tensor of shape {node.shape}")
+    if any(factor != 1 for factor in factors[:-2]) or min(factors) < 1:
+        raise ValueError(f"blocks of {factors} do not lie in one matrix")
+    shape = tuple(-(-size // factor) for size, factor in zip(node.shape, factors, strict=True))
+    if node.op == "constant":
+        return constant(abs(node.value), shape)
+    return intern("block_max", (node,), shape, *factors)
 
 
 def kth_magnitude(node: Node, k: int) -> Node:

@@ -51,6 +51,7 @@ KINDS: dict[str, Kind] = {
     "product": "layout",
     "sum": "reduction",  # float64, over everything; shape ()
     "row_sum": "reduction",  # float64, over all dimensions but the first, which stays
+    "block_max": "reduction",  # attributes: so many elements per dimension: the largest |x| of each
     "kth_magnitude": "reduction",  # attributes: (k,): the k-th largest |x|, k from 1; shape ()
     # inputs: (x, its threshold); attributes: (k, end): the flat position of the last element that
     # is among the k largest (or smallest) |x| for being equal to the threshold

@@ -126,6 +126,10 @@ class LazyTensor:
         """The Euclidean (Frobenius) norm."""
         return (self * self).sum().sqrt()
 
+    def block_max(self, factors: Sequence[int]) -> "LazyTensor":
+        """The largest absolute value of each block of ``factors`` elements of a matrix."""
+        return LazyTensor(algebra.block_max(self.node, factors))
+
     def kth_magnitude(self, k: int) -> "LazyTensor":
         """The k-th largest absolute value, exactly; k counts from 1."""
         return LazyTensor(algebra.kth_magnitude(self.node, k))

@@ -29,15 +29,17 @@ def gather_companions(
     generation_config: Checkpoint,
     tensors: OutputTensors,
     own_head: str | None = None,
+    quantised: bool = False,
 ) -> CompanionSet:
     """The files to write beside the weights ``tensors``, what was decided, and what looks wrong.
 
     ``tokenizer``, ``config`` and ``generation_config`` are the models asked for; where one has
     no tokenizer or no generation config, the target's is taken. ``own_head`` names an output head
-    that is not, or no longer, equal to the embedding. Only known kinds of files are
+    that is not, or no longer, equal to the embedding; ``quantised`` says that weights are written
+    in 8 bits as the config says. Only known kinds of files are
     taken at all, so nothing else of an input folder can reach the output.
     """
-    configuration = choose_config(config, tensors, own_head)
+    configuration = choose_config(config, tensors, own_head, quantised=quantised)
     tokenizer_model, tokenizer_set = choose_tokenizer(tokenizer, target)
     generation_model, generation, generation_set = choose_generation_config(
         generation_config, target

@@ -20,11 +20,16 @@ _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
 def choose_config(
-    chosen: Checkpoint, tensors: OutputTensors, own_head: str | None = None
+    chosen: Checkpoint,
+    tensors: OutputTensors,
+    own_head: str | None = None,
+    *,
+    quantised: bool = False,
 ) -> CompanionSet:
     """The corrected config.json, and what was corrected.
 
     ``own_head`` names an output head whose values differ from the embedding it would be tied to.
+    What it says of quantised weights stays only where they are written ``quantised``.
     """
     model = chosen.reference.text
     if chosen.config is None:
@@ -33,6 +38,7 @@ def choose_config(
         config = copy.deepcopy(dict(chosen.config))
         notes = [
             f"{CONFIG} of {model}",
+            *(() if quantised else _without_quantisation(config)),
             *_correct_dtype(config, tensors),
             *_correct_vocabulary(config, chosen, tensors),
             *_correct_tie(config, chosen, own_head),
@@ -79,6 +85,14 @@ def _correct_dtype(config: dict[str, Any], tensors: OutputTensors) -> Iterator[s
             if told.removeprefix("torch.") not in ({main} if language else present):
                 part[key] = main
                 yield f"{CONFIG}: {key} {told} → {main}"
+
+
+def _without_quantisation(config: dict[str, Any]) -> Iterator[str]:
+    """What is written are the weights' values."""
+    for part in _parts(config):
+        for key in ("quantization_config", "compression_config"):
+            if part.pop(key, None) is not None:
+                yield f"{CONFIG}: {key} is left out, since the weights are not quantised any more"
 
 
 def _correct_vocabulary(

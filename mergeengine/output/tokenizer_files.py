@@ -68,6 +68,11 @@ def choose_tokenizer(
     return model, CompanionSet(copies(model, names), tuple(notes), tuple(warnings))
 
 
+def has_tokenizer(checkpoint: Checkpoint) -> bool:
+    """Whether a model has a tokenizer of its own beside its weights."""
+    return _has_tokenizer(_set_of(checkpoint))
+
+
 def _set_of(checkpoint: Checkpoint) -> tuple[str, ...]:
     return tuple(
         name

@@ -70,12 +70,13 @@ class _Builder:
     def _sources(self, keys: PlanKeys) -> tuple[Source, ...]:
         shared: KeyPath = ("source_base",) if keys.base is None else ("base",)
         if keys.sources is None:
-            source_ft = self._reference(("source_ft",))
+            source_base = self._reference(shared)
+            source_ft = self._fine_tune(("source_ft",), source_base)
             applied = scaling(keys.scaling, self.root, ("scaling",), self.selections)
             return (
                 Source(
                     name="source1",
-                    source_base=self._reference(shared),
+                    source_base=source_base,
                     source_ft=source_ft,
                     scaling=applied,
                     renames=self._renames(keys.rename, ("rename",)),
@@ -90,10 +91,11 @@ class _Builder:
     def _source(self, plan: PlanKeys, keys: SourceKeys, index: int, shared: KeyPath) -> Source:
         here: KeyPath = ("sources", index)
         own_base = shared if keys.source_base is None else (*here, "source_base")
+        source_base = self._reference(own_base)
         return Source(
             name=keys.name or f"source{index + 1}",
-            source_base=self._reference(own_base),
-            source_ft=self._reference((*here, "source_ft")),
+            source_base=source_base,
+            source_ft=self._fine_tune((*here, "source_ft"), source_base),
             scaling=scaling(keys.scaling, self.root, (*here, "scaling"), self.selections),
             masks=self._masks(keys.masks, (*here, "masks")),
             renames=(
@@ -109,6 +111,16 @@ class _Builder:
         node = self.root.at(path)
         assert isinstance(node.value, str)
         return parse_reference(node.value, self.folder, node.position)
+
+    def _fine_tune(self, path: KeyPath, source_base: ModelReference) -> ModelReference:
+        """A model, or an adapter of `source_base` where it names no other base."""
+        written = self.root.at(path)
+        if written.get("adapter") is None:
+            return self._reference(path)
+        adapter = self._reference((*path, "adapter"))
+        own = written.get("base")
+        adapts = source_base if own is None else self._reference((*path, "base"))
+        return replace(adapter, adapts=adapts)
 
     def _masks(self, entries: list[MaskKeys], path: KeyPath) -> Masks:
         return Masks(
@@ -148,6 +160,7 @@ class _Builder:
             tokenizer=self._files_of("tokenizer", keys.tokenizer),
             config=self._files_of("config", keys.config),
             generation_config=self._files_of("generation_config", keys.generation_config),
+            quantization=keys.quantization,
         )
 
     def _files_of(self, key: str, value: str) -> Role | ModelReference:

@@ -26,6 +26,7 @@ _DESCRIPTIONS = {
     "target": "The model that receives the delta: org/name[@revision], or a path from ./",
     "source_base": "The model that `source_ft` was fine-tuned from.",
     "source_ft": "The fine-tuned model; the delta is source_ft - source_base.",
+    "adapter": "A PEFT adapter (LoRA): its folder, or org/name[@revision].",
     "scaling": "How much of the delta is added.",
     "masks": "For each tensor, the first entry that matches decides how much of the delta it gets.",
     "seed": "Of random masks, a whole number.",
@@ -47,6 +48,7 @@ _DESCRIPTIONS = {
     "tokenizer": "Where the tokenizer comes from: source_ft, target or a model.",
     "config": "Where config.json comes from: target, source_ft or a model.",
     "generation_config": "Where it comes from: source_ft, target or a model.",
+    "quantization": "Of weights that the target has in 8 bits: none, or keep to write them so.",
     "numerics": "How is computed.",
     "compute_dtype": "Of the arithmetic; auto: float32, and float64 for float32 outputs.",
     "rename": "Names that the sources' tensors have in the target.",
@@ -97,6 +99,10 @@ _EXCLUDED = [
         ["sources", "scaling"],
     )
 ]
+_KEPT_WITH_DTYPE = {
+    "required": ["quantization", "dtype"],
+    "properties": {"quantization": {"const": "keep"}},
+}
 
 
 def plan_schema() -> dict[str, Any]:
@@ -112,6 +118,7 @@ def plan_schema() -> dict[str, Any]:
     # One dtype is short for a list of one rule.
     dtypes = definitions["OutputKeys"]["properties"]["dtype"]
     dtypes["anyOf"].insert(0, {"enum": list(OUTPUT_DTYPES)})
+    definitions["OutputKeys"]["not"] = _KEPT_WITH_DTYPE
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **root,

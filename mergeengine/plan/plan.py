@@ -21,6 +21,7 @@ OnExtra = Literal["error", "ignore", "copy"]
 OnMismatch = Literal["error", "keep_target"]
 ComputeDtype = Literal["auto", "float32", "float64"]
 Role = Literal["target", "source_ft"]
+Quantization = Literal["none", "keep"]
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
 
@@ -78,6 +79,8 @@ class OutputOptions:
 
     `tokenizer`, `config` and `generation_config` name the model that these files come from:
     one of the plan's roles (with several sources ``source_ft`` is the first) or another model.
+    `quantization` says what becomes of weights that the target has in 8 bits: written as what they
+    mean, or in 8 bits again.
     """
 
     path: Path | None = None
@@ -86,6 +89,7 @@ class OutputOptions:
     tokenizer: Role | ModelReference = "source_ft"
     config: Role | ModelReference = "target"
     generation_config: Role | ModelReference = "source_ft"
+    quantization: Quantization = "none"
 
 
 @dataclass(frozen=True, slots=True)

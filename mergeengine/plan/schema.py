@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+)
 
 from mergeengine.lazy.dtypes import OUTPUT_DTYPES, DType
 from mergeengine.plan.forms import (
@@ -22,7 +28,7 @@ from mergeengine.plan.forms import (
     one_or_many,
 )
 from mergeengine.plan.parameters import Scaled, Varying
-from mergeengine.plan.plan import ComputeDtype, OnExtra, OnMismatch, OnMissing
+from mergeengine.plan.plan import ComputeDtype, OnExtra, OnMismatch, OnMissing, Quantization
 from mergeengine.plan.selecting import SelectorKeys
 from mergeengine.units import parse_size
 from mergeengine.values.actions import RowRange
@@ -113,11 +119,23 @@ def _files_of(text: str) -> str:
     return text
 
 
+def _whole_model(value: Any) -> Any:
+    if isinstance(value, dict) and "adapter" in value:
+        raise ValueError(
+            "an adapter can be a source_ft only; merge it into its base by a plan of its own "
+            "(`base` and `target` are that model), and name what comes out"
+        )
+    return value
+
+
 _SIZE = r"^\s*[0-9]+(\.[0-9]+)?\s*(([KMGTPkmgtp][Ii]?)?[Bb])?\s*$"
 _DTYPE = {"enum": list(OUTPUT_DTYPES)}
 
 Reference = Annotated[
-    str, checked(check_reference), WithJsonSchema({"type": "string", "pattern": REFERENCE})
+    str,
+    BeforeValidator(_whole_model),
+    checked(check_reference),
+    WithJsonSchema({"type": "string", "pattern": REFERENCE}),
 ]
 FilesOf = Annotated[
     str,
@@ -212,10 +230,46 @@ LayerMapping = Annotated[
 ]
 
 
+class AdapterKeys(Keys):
+    adapter: Reference
+    base: Reference | None = None
+
+
+def _fine_tune(value: Any) -> Any:
+    """A model, or an adapter and the model that it changes."""
+    if isinstance(value, dict):
+        return AdapterKeys.model_validate(value)
+    if not isinstance(value, str):
+        raise NotExpected("expected a model, or an adapter: {adapter: ..., base: ...}")
+    check_reference(value)
+    return value
+
+
+_MODEL = {"type": "string", "pattern": REFERENCE}
+_PART = {"anyOf": [_MODEL, {"type": "string", "pattern": r"\$[{$]"}]}  # also a variable
+FineTune = Annotated[
+    str | AdapterKeys,
+    PlainValidator(_fine_tune),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _MODEL,
+                {
+                    "type": "object",
+                    "properties": {"adapter": _PART, "base": _PART},
+                    "required": ["adapter"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
+]
+
+
 class SourceKeys(Keys):
     name: Line | None = None
     source_base: Reference | None = None
-    source_ft: Reference
+    source_ft: FineTune
     scaling: Scaled = 1.0
     masks: list[MaskKeys] = Field([])
     rename: list[RenameKeys] | None = None
@@ -231,6 +285,7 @@ class OutputKeys(Keys):
     tokenizer: FilesOf = "source_ft"
     config: FilesOf = "target"
     generation_config: FilesOf = "source_ft"
+    quantization: Quantization = "none"
 
 
 class NumericsKeys(Keys):
@@ -245,7 +300,7 @@ class PlanKeys(Keys):
     base: Reference | None = None
     target: Reference | None = None
     source_base: Reference | None = None
-    source_ft: Reference | None = None
+    source_ft: FineTune | None = None
     scaling: Scaled = 1.0
     selections: dict[str, SelectorKeys] = Field({})
     masks: list[MaskKeys] = Field([])

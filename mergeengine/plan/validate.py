@@ -83,12 +83,27 @@ def _check_together(root: Node, problems: Problems) -> None:
             if not inherited and source.keys and source.get("source_base") is None:
                 problems.add(source.position, _missing_key(("sources", index, "source_base")))
         _check_names(sources, problems)
+    _check_quantization(root, problems)
     check_selections(root, problems)
     check_masks(root, problems)
     check_renames(root, problems)
     for path, node in root.walk():
         if path[-1:] == ("masks",) or path == ("output", "dtype") or _is_parameter(node):
             _check_order(node, problems)
+
+
+def _check_quantization(root: Node, problems: Problems) -> None:
+    """Weights in 8 bits again are the target's format: its dtypes, and its config that tells it."""
+    quantization = root.at(("output", "quantization"))
+    if quantization.value != "keep":
+        return
+    for key, fits in (("dtype", None), ("config", "target")):
+        other = root.at(("output",)).get(key)
+        if other is not None and other.value != fits:
+            words = (
+                f"`quantization: keep` writes the target's {key}: `{key}` cannot stand beside it"
+            )
+            problems.add(root.key_position(("output", key)), words)
 
 
 def _elsewhere(place: Position, seen_from: Position) -> str:
@@ -195,6 +210,7 @@ _NEEDED = {
     "target": "the model that receives the delta",
     "source_base": "the model that `source_ft` was fine-tuned from",
     "source_ft": "the fine-tuned model",
+    "adapter": "the folder or hub name of the adapter",
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ _LOCAL_RULE = "a local path begins with ./ ../ / or ~"
 class ModelReference:
     """One model as a plan names it: an absolute local `path`, `repo` on the hub, or a `url`.
 
-    `text` is what the user wrote, fit to be shown: of a signed URL it has not the signature.
+    `text` is what the user wrote, fit to be shown: of a signed URL it has not the signature. Of an
+    adapter, `adapts` is the model that it changes.
     """
 
     text: str
@@ -51,10 +52,16 @@ class ModelReference:
     revision: str | None = None
     url: str | None = field(default=None, repr=False)
     position: Position | None = field(default=None, compare=False)
+    adapts: ModelReference | None = None
 
     def __post_init__(self) -> None:
         if [self.path, self.repo, self.url].count(None) != 2:
             raise ValueError("a model reference has either a path, a repository or a URL")
+
+    @property
+    def alone(self) -> ModelReference:
+        """An adapter's own files, without the model that it changes."""
+        return replace(self, adapts=None)
 
     @property
     def is_local(self) -> bool:

@@ -32,6 +32,7 @@ def accompany(plan: Plan, models: Models, binding: Binding) -> CompanionSet:
         generation_config=models.generation_config,
         tensors={t.output.name: (t.output.dtype, t.output.shape) for t in binding.tensors},
         own_head=own_head(binding.graph),
+        quantised=plan.output.quantization == "keep",
     )
     card = Companion(CARD, _card(plan, models).encode())
     warnings = (*gathered.warnings, *_unknown_to_config(models, binding))

@@ -99,7 +99,7 @@ def verify(
         raise VerificationError(f"{output}: there is no {MANIFEST}: not an output of mergeengine")
     differences = _companion_differences(output, manifest)
     try:
-        checkpoint = open_checkpoint(output.absolute())
+        checkpoint = open_checkpoint(output.absolute(), weights="stored")
     except MergeEngineError as error:
         return [*differences, str(error)]
     missing = manifest.tensors.keys() - checkpoint.tensors.keys()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 from mergeengine.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from mergeengine.checkpoints.config import quantized
+from mergeengine.checkpoints.quantised import quantised
 from mergeengine.compiler.correspondence import Counterparts
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
 from mergeengine.compiler.schedule import Schedule, schedule
@@ -322,7 +322,7 @@ def open_lazily(
     if not isinstance(reference, str | ModelReference):
         reference = ModelReference(os.fspath(reference), path=Path(reference))
     checkpoint = open_checkpoint(reference, offline=offline)
-    problem = quantized(checkpoint.config)
+    problem = quantised(checkpoint.config)
     if problem is not None:
         raise CheckpointError(f"{checkpoint}: {problem}")
     return LazyCheckpoint(

@@ -5,10 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
-from mergeengine.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from mergeengine.checkpoints.config import compare_configs, contradictions, quantized
+from mergeengine.checkpoints.adapter import adapted
+from mergeengine.checkpoints.checkpoint import Checkpoint, Kind, open_checkpoint
+from mergeengine.checkpoints.config import compare_configs, contradictions
+from mergeengine.checkpoints.quantised import quantised
 from mergeengine.errors import CheckpointError
 from mergeengine.output.lock import PlanLock
+from mergeengine.output.tokenizer_files import has_tokenizer
 from mergeengine.plan.plan import Plan
 from mergeengine.values.references import ModelReference
 
@@ -33,8 +36,9 @@ class Models:
         return tuple(dict.fromkeys((self.target, *self.bases, *self.fts)))
 
     def inputs(self) -> tuple[Checkpoint, ...]:
-        """Those, and the files that masks are read from."""
-        return (*self.merged(), *self.masks)
+        """What has the files of those (an adapter and its base each for itself) and of masks."""
+        parts = [part for model in self.merged() for part in model.parts or (model,)]
+        return (*dict.fromkeys(parts), *self.masks)
 
     def roles(self) -> Iterator[tuple[str, Checkpoint]]:
         """Every role with its model; donors of companions only where they are other models."""
@@ -42,10 +46,12 @@ class Models:
         for name, base, ft in zip(self.source_names, self.bases, self.fts, strict=True):
             of = f" ({name})" if len(self.source_names) > 1 else ""
             yield f"source_base{of}", base
-            yield f"source_ft{of}", ft
+            yield f"source_ft{of}", ft.parts[0] if ft.parts else ft
+            if ft.parts and ft.parts[1] not in self.merged():
+                yield f"base of source_ft{of}", ft.parts[1]
         for role in _DONORS:
             model: Checkpoint = getattr(self, role)
-            if model not in self.merged():
+            if model not in self.inputs():
                 yield role, model
         for mask in self.masks:
             yield "mask", mask
@@ -58,7 +64,7 @@ class Models:
     def examine(self, plan: Plan) -> tuple[list[str], list[str]]:
         """Notes and warnings from the configs; CheckpointError for what forbids a merge."""
         for model in self.merged():
-            problem = quantized(model.config)
+            problem = quantised(model.config)
             if problem is not None:
                 raise CheckpointError(f"{model}: {problem}")
         others = [(str(m), m.config) for m in self.merged() if m is not self.target]
@@ -78,8 +84,9 @@ class Models:
             for model in self.merged()
             for text in contradictions(model.config, model.tensors)
         ]
-        notes = [f"{model}: {note}" for model in self.merged() for note in model.notes]
-        return [*notes, *(f"configs differ: {note}" for note in report.notes)], warnings
+        notes = [note for model in self.merged() for note in model.notes]
+        notes += [f"configs differ: {note}" for note in report.notes]
+        return notes, [*(text for model in self.merged() for text in model.warnings), *warnings]
 
 
 def load_libraries(references: Iterable[ModelReference]) -> None:
@@ -92,14 +99,19 @@ def load_libraries(references: Iterable[ModelReference]) -> None:
                 load_library(reference.url)
 
 
-def references_of(plan: Plan) -> dict[ModelReference, bool]:
-    """Every model that a plan names, and whether its weights are wanted."""
+def references_of(plan: Plan) -> dict[ModelReference, Kind]:
+    """Every model that a plan names, and which weights of it are wanted."""
     merged = [plan.target, *plan.mask_files]
     for source in plan.sources:
-        merged += [source.source_base, source.source_ft]
+        merged += [source.source_base, source.source_ft.adapts or source.source_ft]
     donors = [getattr(plan.output, role) for role in _DONORS]
-    wanted = {reference: False for reference in donors if isinstance(reference, ModelReference)}
-    wanted.update((reference, True) for reference in merged)
+    wanted: dict[ModelReference, Kind] = {
+        reference: "none" for reference in donors if isinstance(reference, ModelReference)
+    }
+    for source in plan.sources:
+        if source.source_ft.adapts:
+            wanted[source.source_ft.alone] = "adapter"
+    wanted.update((reference, "model") for reference in merged)
     return wanted
 
 
@@ -107,6 +119,12 @@ def open_models(plan: Plan, lock: PlanLock, *, offline: bool) -> Models:
     """Open everything that a plan names; hub references at the commits that ``lock`` has."""
     wanted = references_of(plan)
     _check_told_apart(wanted)
+    adapters = dict.fromkeys(each.source_ft for each in plan.sources if each.source_ft.adapts)
+    for reference in adapters:
+        if wanted[reference.alone] != "adapter":
+            raise CheckpointError(
+                f"{reference.position}: {reference} is named as an adapter and as a whole model"
+            )
 
     def opened(reference: ModelReference) -> Checkpoint:
         pinned = None if reference.repo is None else lock.commit_of(reference.text)
@@ -122,19 +140,30 @@ def open_models(plan: Plan, lock: PlanLock, *, offline: bool) -> Models:
     if failed:
         raise CheckpointError("\n".join(failed)) from next(iter(failed.values()))
     found = {reference: future.result() for reference, future in pending.items()}
+    for adapter in adapters:
+        assert adapter.adapts is not None
+        try:
+            found[adapter] = adapted(found[adapter.adapts], found[adapter.alone])
+        except CheckpointError as error:
+            raise CheckpointError(f"{adapter.position}: {error}") from error
     target = found[plan.target]
     fts = tuple(found[source.source_ft] for source in plan.sources)
 
-    def donor(chosen: str | ModelReference) -> Checkpoint:
+    def donor(chosen: str | ModelReference, *, tokenizer: bool = False) -> Checkpoint:
         if isinstance(chosen, ModelReference):
             return found[chosen]
-        return target if chosen == "target" else fts[0]
+        if chosen == "target":
+            return target
+        if not fts[0].parts:
+            return fts[0]
+        adapter, base = fts[0].parts
+        return adapter if tokenizer and has_tokenizer(adapter) else base
 
     return Models(
         target=target,
         bases=tuple(found[source.source_base] for source in plan.sources),
         fts=fts,
-        tokenizer=donor(plan.output.tokenizer),
+        tokenizer=donor(plan.output.tokenizer, tokenizer=True),
         config=donor(plan.output.config),
         generation_config=donor(plan.output.generation_config),
         source_names=tuple(source.name for source in plan.sources),

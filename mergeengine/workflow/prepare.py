@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergeengine.compiler.binding import Binding, bind
+from mergeengine.compiler.requantise import requantised
 from mergeengine.compiler.schedule import Schedule, schedule
 from mergeengine.errors import OutputError, PlanError, VerificationError
 from mergeengine.output.companions import CompanionSet
@@ -158,6 +159,8 @@ def bind_models(plan: Plan, models: Models) -> Bound:
     sources = list(zip(plan.sources, models.bases, models.fts, strict=True))
     files = {mask.reference: mask.tensors for mask in models.masks}
     binding = bind(plan, models.target, sources, files)
+    if plan.output.quantization == "keep":
+        binding = requantised(binding, models.target)
     return Bound(binding, (*notes, *binding.notes), (*warnings, *binding.warnings))
 
 

@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from mergeengine.checkpoints.config import compare_configs, contradictions, quantized
+from mergeengine.checkpoints.config import compare_configs, contradictions
+from mergeengine.checkpoints.quantised import quantised
 from mergeengine.lazy.dtypes import BFLOAT16
 from mergeengine.lazy.stored import Stored, StoredFile
 
@@ -97,24 +98,25 @@ def test_hostile_nesting_ends() -> None:
     for _ in range(5000):
         config = {"text_config": config, "model_type": "x"}
     assert compare(config, a=config) == ([], [])
-    assert quantized(config) is None
+    assert quantised(config) is None
 
 
 def test_quantised_weights_are_named_with_the_way_out() -> None:
     for config, kind in (
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised ('gptq')"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantised ('fp8')"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "quantised ('mxfp4')"),
         ({"quantization_config": {"load_in_4bit": True}}, "quantised"),
         ({"compression_config": {"quant_method": "compressed-tensors"}}, "('compressed-tensors')"),
         ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "('awq')"),
     ):
-        sentence = quantized(config)
+        sentence = quantised(config)
         assert sentence is not None
         assert kind in sentence
-        assert "use the unquantised checkpoint" in sentence
-    assert quantized(LLAMA_3) is None
-    assert quantized({"quantization_config": None}) is None
-    assert quantized(None) is None
+        assert "unquantised checkpoint" in sentence or "save_pretrained" in sentence
+    assert quantised({"quantization_config": {"quant_method": "fp8"}}) is None
+    assert quantised(LLAMA_3) is None
+    assert quantised({"quantization_config": None}) is None
+    assert quantised(None) is None
 
 
 def tensors(*shapes: tuple[str, tuple[int, ...]]) -> dict[str, Stored]:

@@ -96,7 +96,7 @@ def test_a_single_file_and_a_tokenizer_alone(web: StandInServer, memory: Any) ->
         url = put(store, "m", WHOLE)
         assert list(open_checkpoint(f"{url}/model.safetensors").tensors) == ["a.w", "b.w", "c.w"]
         alone = put(store, "t", {"tokenizer.json": b"{}"})
-        assert open_checkpoint(alone, weights=False).companions() == ("tokenizer.json",)
+        assert open_checkpoint(alone, weights="none").companions() == ("tokenizer.json",)
 
 
 def test_few_requests(web: StandInServer) -> None:

@@ -1,3 +1,8 @@
+import json
+
+import torch
+from safetensors.torch import save_file
+
 WHOLE = """\
 model.steps  int64 [1]
   = target
@@ -143,3 +148,26 @@ def test_rules_schedules_and_norms(here, command):
     assert "0.6  scaling: [0.2, 1] at depth 0.5  --set scaling=[0.2,1.0]" in swept
     ratio = command("explain", "plan.yaml", "*embed*", "--set", "scaling={ratio: 0.25}").out
     assert "= target + 0.25 · ‖target‖ / ‖source_ft − source_base‖ · (source_ft" in ratio
+
+
+ADAPTED = """\
+model.layers.1.self_attn.q_proj.weight  bfloat16 [4, 4]
+  = target + 0.7 · (2 · B·A)
+    0.7  scaling: 0.7  plan.yaml:6:10
+"""
+
+
+def test_an_adapter_is_shown_by_its_product(here, command):
+    (here / "lora").mkdir()
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
+    (here / "lora/adapter_config.json").write_text(json.dumps(settings))
+    module = "base_model.model.model.layers.1.self_attn.q_proj"
+    factors = {f"{module}.lora_{x}.weight": torch.ones(4, 4) for x in "AB"}
+    save_file(factors, here / "lora/adapter_model.safetensors")
+    text = (here / "plan.yaml").read_text().replace("./ft", "{adapter: ./lora}")
+    (here / "plan.yaml").write_text(text)
+    ended = command("explain", "plan.yaml", "*.1.self_attn.*")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == ADAPTED
+    untouched = command("explain", "plan.yaml", "model.norm.weight").out
+    assert "the adapter of source1 does not change it: the delta is zero" in untouched

@@ -1,6 +1,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 TEXT = """\
 model         ./target
@@ -33,11 +35,69 @@ def test_json(here, command):
     assert set(document) == {
         "reference", "revision", "architectures", "model_type", "parameters", "bytes",
         "tensor_count", "dtypes", "files", "companions", "warnings",
+        "adapter", "adapts", "quantised",
     }  # fmt: skip
     assert document["files"][0]["name"] == "model.safetensors"
     listed = command("inspect", "target", "--tensors", "--format", "json").json["tensors"]
     assert len(listed) == document["tensor_count"] == 9
     assert set(listed[0]) == {"name", "dtype", "shape", "bytes", "file"}
+
+
+ADAPTER = """\
+model       ./lora
+adapter     DoRA, rank 4, alpha 8 of org/model
+parameters  32 (32)
+tensors     2, 128 B
+            float32: 2, 128 B
+weights     adapter_model.safetensors  SIZE
+other files adapter_config.json
+"""
+
+
+def make_adapter(folder, **config):
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    module = "base_model.model.model.layers.1.self_attn.q_proj"
+    factors = {
+        f"{module}.lora_A.weight": torch.ones(4, 4),
+        f"{module}.lora_B.weight": torch.ones(4, 4),
+    }
+    save_file(factors, folder / "adapter_model.safetensors")
+
+
+def test_an_adapter(here, command):
+    make_adapter(here / "lora", use_dora=True, base_model_name_or_path="org/model")
+    ended = command("inspect", "lora")
+    assert (ended.code, ended.err) == (0, "")
+    size = (here / "lora/adapter_model.safetensors").stat().st_size
+    assert [line.split() for line in ended.out.splitlines()] == [
+        line.split() for line in ADAPTER.replace("SIZE", f"{size} B").splitlines()
+    ]
+    document = command("inspect", "lora", "--format", "json").json
+    assert (document["adapter"], document["adapts"]) == ("DoRA, rank 4, alpha 8", "org/model")
+
+
+def test_an_adapter_that_is_not_read(here, command):
+    make_adapter(here / "lora", peft_type="IA3")
+    ended = command("inspect", "lora")
+    assert ended.code == 3
+    assert "LORA alone is read" in ended.err
+
+
+def test_weights_in_8_bits(here, command):
+    tensors = load_file(here / "target/model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    tensors[f"{name}_scale_inv"] = torch.ones(2, 1)
+    save_file(tensors, here / "target/model.safetensors")
+    config = json.loads((here / "target/config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [2, 4]}
+    (here / "target/config.json").write_text(json.dumps(config))
+    told = "1 weights in float8_e4m3fn, with a scale for each 2 × 4 elements"
+    ended = command("inspect", "target")
+    assert f"quantised     {told}\n" in ended.out
+    assert ended.err == ""
 
 
 def test_a_single_file(here, command):

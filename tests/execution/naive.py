@@ -47,6 +47,14 @@ def oracle(node: Node) -> Tensor:
         case "row_sum":
             dims = tuple(range(1, inputs[0].ndim))
             return inputs[0].sum(dims, keepdim=True) if dims else inputs[0]
+        case "block_max":
+            result = torch.zeros(node.shape, dtype=torch.float64)
+            for place in torch.cartesian_prod(*(torch.arange(n) for n in node.shape)).tolist():
+                box = (
+                    slice(p * f, (p + 1) * f) for p, f in zip(place, node.attributes, strict=True)
+                )
+                result[tuple(place)] = inputs[0][tuple(box)].abs().max()
+            return result
         case "kth_magnitude":
             ordered = inputs[0].abs().reshape(-1).sort(descending=True).values
             return ordered[node.attributes[0] - 1]

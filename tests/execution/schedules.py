@@ -42,12 +42,19 @@ EXPRESSIONS: dict[str, Expression] = {
     ],
     "rows of a product": lambda t, f, b: (f[:, 3:9] @ b[:6]).take([1, 0, *range(2, t.shape[0])]),
     "unstacked": lambda t, f, b: concat([t.unsqueeze(), f.unsqueeze()])[1:].squeeze() - b,
+    "of the last dimension": lambda t, f, b: (
+        t[:, :1].unsqueeze().permute(2, 0, 1).squeeze().permute(1, 0) + f[:, 3:4] - b
+    ),
     "thresholds": lambda t, f, b: (abs(f - b) >= 0.5).where(t, -b) * (t > b) + f.eq(b),
     "bounded": lambda t, f, b: t.sign() * f.minimum(0.5).maximum(-0.25) + abs(b).sqrt(),
     "constant": lambda t, f, b: t * 0.0 + 3.0,
     "normalised": lambda t, f, b: t * (0.5 / t.norm()) + f / (b.norm() + 1.0),
     "nested": lambda t, f, b: t * ((f - f.sum() / float(f.node.numel)).norm() / b.norm()),
     "per row": lambda t, f, b: t / (f * f).row_sum().sqrt(),
+    "scaled by blocks": lambda t, f, b: (
+        t / (f - b).block_max([7, 30]).repeat([7, 30], t.shape) + (t * b).block_max([1, t.shape[1]])
+    ),
+    "largest of blocks": lambda t, f, b: (t - b).block_max([64, 5]) * 2.0,
     "largest": lambda t, f, b: (abs(f - b) >= (f - b).kth_magnitude(100)).where(f, 0.0) + t,
     "sum": lambda t, f, b: (t - b).sum(),
 }

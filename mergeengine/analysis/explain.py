@@ -60,7 +60,7 @@ class Group:
 def explain(plan: Plan, binding: Binding, glob: str | None = None) -> tuple[Explanation, ...]:
     """Every output tensor, or those whose whole name fits ``glob``."""
     return tuple(
-        _explanation(plan, tensor)
+        _explanation(plan, binding, tensor)
         for tensor in binding.tensors
         if glob is None or fits((glob,), tensor.output.name)
     )
@@ -79,7 +79,7 @@ def describe(tensor: Explanation) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}"
 
 
-def _explanation(plan: Plan, tensor: BoundTensor) -> Explanation:
+def _explanation(plan: Plan, binding: Binding, tensor: BoundTensor) -> Explanation:
     several = len(plan.sources) > 1
     terms = tuple(_term(delta, several) for delta in tensor.deltas)
     origin = "source_ft" if tensor.kind in ("copied", "kept") else "target"
@@ -94,7 +94,7 @@ def _explanation(plan: Plan, tensor: BoundTensor) -> Explanation:
         shape=tensor.output.shape,
         kind=tensor.kind,
         formula=formula,
-        reasons=tuple(_reasons(plan, tensor)),
+        reasons=tuple(_reasons(plan, binding, tensor)),
         terms=terms,
     )
 
@@ -138,7 +138,13 @@ def _text(term: Term, delta: Delta) -> str:
     return f" {sign} {size} · {term.delta}"
 
 
-def _reasons(plan: Plan, tensor: BoundTensor) -> Iterator[str]:
+def _reasons(plan: Plan, binding: Binding, tensor: BoundTensor) -> Iterator[str]:
+    if tensor.output.name in binding.per_token:
+        counts = binding.vocabulary
+        yield (
+            f"vocabularies differ: of {counts['rows']} rows {counts['delta']} have a delta, "
+            f"{counts['copied']} are copied from source_ft, {counts['kept']} are the target's"
+        )
     match tensor.kind:
         case "frozen":
             yield "frozen: the scale of every delta is 0, and none is read"

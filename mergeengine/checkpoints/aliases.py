@@ -4,7 +4,7 @@ No table of architectures: token embeddings and output heads are known by how th
 them, and two of them are one where nothing speaks against it (same shape, not declared untied).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mergeengine.checkpoints.checkpoint import Checkpoint
@@ -72,6 +72,11 @@ def redundant_alias(checkpoint: Checkpoint, name: str) -> str | None:
 def is_embedding(name: str) -> bool:
     """Whether a tensor is a token embedding, by its name."""
     return _ends(name, _EMBEDDINGS) and not _in_layer(name)
+
+
+def embeddings(names: Iterable[str]) -> Iterator[str]:
+    """The token embeddings among many names."""
+    return (name for name in names if name.endswith(_EMBEDDINGS) and is_embedding(name))
 
 
 def is_head(name: str) -> bool:

@@ -4,12 +4,13 @@ Everything that can be wrong between checkpoints is found here, by headers alone
 once: tensors that are missing, extra, or of another shape or kind.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from mergeengine.checkpoints.aliases import alias_of, redundant_alias
 from mergeengine.checkpoints.checkpoint import Checkpoint
+from mergeengine.compiler.alignment import Aligned, align
 from mergeengine.compiler.correspondence import Counterparts, in_place_of
 from mergeengine.compiler.element_masks import Files, actions_on, masked_delta, misfits
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
@@ -90,12 +91,15 @@ class BoundTensor:
 class Binding:
     """Every output tensor in the order of the target's files, and what was decided by the way.
 
-    Notes go into the manifest and name no places in the plan; warnings do.
+    Notes go into the manifest and name no places in the plan; warnings do. ``vocabulary`` counts
+    the rows of embedding and head (``per_token``), where vocabularies differ.
     """
 
     tensors: tuple[BoundTensor, ...]
     notes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    vocabulary: Mapping[str, int] = field(default_factory=dict)
+    per_token: frozenset[str] = frozenset()
 
     @property
     def graph(self) -> Graph:
@@ -138,22 +142,25 @@ def bind(
     target: Checkpoint,
     sources: Iterable[tuple[Source, Checkpoint, Checkpoint]],
     files: Files | None = None,
+    tokenizer: Checkpoint | None = None,
 ) -> Binding:
     """Decide each output tensor. ``sources`` are (source, its base, its fine-tune), ``files`` what
-    masks are read from.
+    masks are read from, ``tokenizer`` the model whose tokenizer the output gets.
 
     Raises CheckpointError with the complete list of what does not fit, and PlanError for a mask
     or dtype rule that matches no tensor.
     """
-    pairs = [(source, *_counterparts(target, source, base, ft)) for source, base, ft in sources]
+    aligned = align(plan, target, list(sources), tokenizer)
+    target = aligned.target
+    pairs = [(source, *_counterparts(target, source, *two)) for source, *two in aligned.sources]
     anatomy = Anatomy({name: tensor.shape for name, tensor in target.tensors.items()})
     check_parameters(plan, anatomy)
     errors, notes = _Findings(), _Findings()
     tensors = [
-        _bound(plan, tensor, anatomy, files or {}, pairs, errors, notes)
+        _bound(plan, tensor, anatomy, files or {}, pairs, aligned, errors, notes)
         for tensor in target.tensors.values()
     ]
-    tensors.extend(_extras(plan, target, anatomy, pairs, errors, notes))
+    tensors.extend(_extras(plan, anatomy, pairs, aligned, errors, notes))
     if errors.listed:
         raise CheckpointError(
             "the models do not fit together:\n  "
@@ -168,7 +175,13 @@ def bind(
                     notes.add(sentence, line, "")
     facts = [tensor.facts for tensor in tensors]
     check_rules(plan, anatomy, facts)
-    return Binding(tuple(tensors), tuple(notes.texts()), tuple(shadowed(plan, facts)))
+    return Binding(
+        tuple(tensors),
+        (*aligned.notes, *notes.texts()),
+        (*aligned.warnings, *shadowed(plan, facts)),
+        aligned.counts,
+        aligned.per_token,
+    )
 
 
 def _counterparts(
@@ -193,14 +206,15 @@ def _bound(
     tensor: Weight,
     anatomy: Anatomy,
     files: Files,
-    sources: list[Pair],
+    pairs: list[Pair],
+    aligned: Aligned,
     errors: _Findings,
     notes: _Findings,
 ) -> BoundTensor:
     facts = anatomy.tensor(tensor.name)
     plan_entry = plan.masks.entry_at(facts)
     if plan_entry is not None and plan_entry.keep is not None:
-        kept = _kept(plan, tensor, facts, plan_entry.keep, sources, errors, notes)
+        kept = _kept(plan, tensor, facts, plan_entry.keep, pairs, aligned, errors, notes)
         if kept is not None:
             return kept
     if not tensor.dtype.is_float:
@@ -208,7 +222,7 @@ def _bound(
     found: list[Delta] = []
     gap: Kind | None = None
     unmapped = False
-    for source, base, ft in sources:
+    for source, base, ft in pairs:
         own_entry = source.masks.entry_at(facts)
         decisions = (
             source.scaling.at(facts),
@@ -227,7 +241,7 @@ def _bound(
                 for found, model in zip(both, (base, ft), strict=True)
             ]
             both = biases if all(biases) else both
-        problem = _problem(tensor, both, (base, ft), source, len(sources) > 1)
+        problem = _problem(tensor, both, (base, ft), source, len(pairs) > 1)
         if problem is None and both[0] is not None and both[1] is not None:
             actions: tuple[Applied, ...] = ()
             if not frozen and (own_entry or plan_entry):
@@ -250,21 +264,26 @@ def _bound(
     plain = [LazyTensor(difference(delta.ft, delta.base)) for delta in found]
     weights = [delta.weight(receiver, value) for delta, value in zip(found, plain, strict=True)]
     if any(delta.actions for delta in found):
-        plain = _masked(plan, tensor, found, plain, files)
+        plain = _masked(plan, tensor, found, plain, files, aligned)
     merged = transfer(receiver, list(zip(weights, plain, strict=True)))
     active = any(delta.coefficient for delta in found)
     return _output(plan, tensor, facts, merged, "merged" if active else "frozen", tuple(found))
 
 
 def _masked(
-    plan: Plan, tensor: Weight, found: list[Delta], plain: list[LazyTensor], files: Files
+    plan: Plan,
+    tensor: Weight,
+    found: list[Delta],
+    plain: list[LazyTensor],
+    files: Files,
+    aligned: Aligned,
 ) -> list[LazyTensor]:
     """The deltas after their masks' actions."""
     named = {delta.source.name: value for delta, value in zip(found, plain, strict=True)}
     return [
         masked_delta(
             delta.source.name,
-            tensor,
+            aligned.beside(delta.source, tensor),
             delta.base,
             delta.actions,
             delta.coefficient,
@@ -281,16 +300,19 @@ def _kept(
     tensor: Weight,
     facts: TensorFacts,
     keep: Keep,
-    sources: list[Pair],
+    pairs: list[Pair],
+    aligned: Aligned,
     errors: _Findings,
     notes: _Findings,
 ) -> BoundTensor | None:
     """The tensor of a source's fine-tune in place of the target's; None: the target's stays."""
     if keep.role == "target":
         return None
-    source, _, ft = next(each for each in sources if keep.of in (None, each[0].name))
+    source, _, ft = next(each for each in pairs if keep.of in (None, each[0].name))
     found = ft.find(tensor)
-    problem = _misfit(tensor, found, "source_ft", ft, source, len(sources) > 1)
+    if found is not None:
+        found = aligned.whole(ft.other, found)
+    problem = _misfit(tensor, found, "source_ft", ft, source, len(pairs) > 1)
     if found is not None and problem is None:
         return _output(plan, tensor, facts, LazyTensor(node_of(found)), "kept", (), found)
     if problem is not None:
@@ -346,20 +368,22 @@ def _misfit(
 
 def _extras(
     plan: Plan,
-    target: Checkpoint,
     anatomy: Anatomy,
-    sources: list[Pair],
+    pairs: list[Pair],
+    aligned: Aligned,
     errors: _Findings,
     notes: _Findings,
 ) -> Iterable[BoundTensor]:
     """What a fine-tune has and the target has not, as ``on_extra`` says."""
     copied: dict[str, Checkpoint] = {}
-    for _, _, model in sources:
+    target = aligned.target
+    for _, _, model in pairs:
         ft = model.other
         for name, tensor in model.extras():
+            tensor = aligned.whole(ft, tensor)
             if (
                 alias_of(target, name, tensor.shape) is not None
-                and redundant_alias(ft, tensor.name) is not None
+                and redundant_alias(aligned.stored.get(ft, ft), tensor.name) is not None
             ):
                 notes.add(f"tied in the target and repeated in {ft}: left out", name, "")
             elif plan.on_extra == "ignore":

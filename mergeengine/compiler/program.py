@@ -161,6 +161,7 @@ def compile_expressions(*roots: Node) -> Program:
     places: dict[Node, Register] = {}
     results: dict[Node, Result] = {root: Result(Scalar(root)) for root in roots if is_scalar(root)}
     wanted = set(roots)
+    numbers: set[Node] = set()  # operations on numbers alone: one value, whatever their shape
     free: list[int] = []
     count = loads = 0
 
@@ -196,7 +197,14 @@ def compile_expressions(*roots: Node) -> Program:
                 uses[child] -= 1
                 if uses[child] == 0 and child in places:
                     dying.append(child)
-            heir = next((child for child in dying if child.shape == node.shape), None)
+            if all(is_scalar(child) or child in numbers for child in node.inputs):
+                numbers.add(node)
+            fits = (
+                child
+                for child in dying
+                if child.shape == node.shape and (child in numbers) == (node in numbers)
+            )
+            heir = next(fits, None)
             place = places[heir] if heir is not None else acquire()
             instructions.append(Apply(place, node.op, operands))
             free.extend(places[child].index for child in dying if child is not heir)

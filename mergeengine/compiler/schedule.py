@@ -21,7 +21,7 @@ from typing import Literal
 
 from mergeengine.compiler.alike import Programs
 from mergeengine.compiler.graph import Graph, OutputTensor
-from mergeengine.compiler.program import Piece, grid, holder, prerequisites
+from mergeengine.compiler.program import VIEWS, Piece, grid, holder, prerequisites
 from mergeengine.compiler.transfer import Transfers, transfers
 from mergeengine.errors import ResourceError
 from mergeengine.lazy.dtypes import FLOAT64, DType
@@ -42,6 +42,7 @@ HISTOGRAM = 1 << 19
 FIXED = 40 << 20  # interpreter, allocator and thread stacks beyond the imports
 PER_TENSOR = 3584  # names, journal and manifest of one output tensor
 PER_LOAD = 1280  # headers, nodes and instructions of one of its inputs
+PER_INDEX = 128  # of a row that is gathered: the number, and what planning leaves behind
 PER_STEP = 1536  # a pass before the one that writes: nodes that need its result, too
 LOOKAHEAD = 32  # outputs under way at once, so that passes of one hide the waits of another
 COMFORTABLE = 128 << 20  # more than this for blocks was never measured to be faster
@@ -329,7 +330,23 @@ def _bookkeeping_bytes(tensors: tuple[TensorSchedule, ...]) -> int:
     )
     outputs = sum(len(tensor.destinations) for tensor in tensors)
     steps = sum(len(tensor.before) for tensor in tensors)
-    return outputs * PER_TENSOR + steps * PER_STEP + loads * PER_LOAD
+    indices = _index_count(tensors) * PER_INDEX
+    return outputs * PER_TENSOR + steps * PER_STEP + loads * PER_LOAD + indices
+
+
+def _index_count(tensors: tuple[TensorSchedule, ...]) -> int:
+    """Indices of rows that are gathered; tensors of equal vocabulary share theirs."""
+    counts: dict[int, int] = {}
+    for tensor in tensors:
+        for step in tensor.steps:
+            for piece in step.pieces:
+                for load in piece.program.loads:
+                    view = load.view
+                    while view.op in VIEWS:
+                        if view.op == "take":
+                            counts[id(view.attributes[1])] = len(view.attributes[1])
+                        view = view.inputs[0]
+    return sum(counts.values())
 
 
 def whole_workspace(step: Step) -> int:

@@ -14,7 +14,15 @@ from mergeengine.execution.generated import fill
 from mergeengine.execution.kernels import OPERATIONS, torch_dtype
 from mergeengine.execution.products import multiply
 from mergeengine.execution.reader import Reader
-from mergeengine.execution.views import Resolved, index_of, read_box, resolve, sizes_of
+from mergeengine.execution.views import (
+    MANY,
+    Resolved,
+    gather_rows,
+    index_of,
+    read_box,
+    resolve,
+    sizes_of,
+)
 from mergeengine.execution.work import Outcomes
 from mergeengine.lazy.algebra import Box
 from mergeengine.lazy.dtypes import DType
@@ -168,7 +176,10 @@ class Inputs:
         stored = held.stored
         dtype = torch_dtype(stored.dtype)
         place = take(elements, dtype, stored.offset + beside).view(resolved.sizes)
-        for destination, source in resolved.parts:
+        gathered = len(resolved.parts) > MANY and gather_rows(
+            self._reader, stored, shape, resolved.parts, place
+        )
+        for destination, source in () if gathered else resolved.parts:
             window = place[index_of(destination)]
             if source is None:
                 window.zero_()

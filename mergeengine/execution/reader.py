@@ -1,6 +1,7 @@
 """Reading byte ranges of input files, and noticing when a file changes under us."""
 
 import os
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -43,19 +44,25 @@ class Reader:
 
     def read_into(self, file: StoredFile, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` from ``offset``; an early end or a changed file is an error."""
+        self.gather(file, [(offset, buffer)])
+
+    def gather(self, file: StoredFile, parts: Iterable[tuple[int, memoryview]]) -> None:
+        """Fill each buffer from its offset, as ``read_into``: many small reads at little cost."""
         if file.is_remote:
             assert self._remote is not None, "a reader that knows nothing of remote files"
             self._remote_files.add(file)
-            self._remote.read_into(file, offset, buffer)
+            for offset, buffer in parts:
+                self._remote.read_into(file, offset, buffer)
             return
         descriptor = self.acquire(file)
         try:
-            done = 0
-            while done < len(buffer):
-                count = _pread_into(descriptor, buffer[done:], offset + done)
-                if count == 0:
-                    raise self.ended(file, offset + done)
-                done += count
+            for offset, buffer in parts:
+                done = _pread_into(descriptor, buffer, offset)
+                while done < len(buffer):
+                    count = _pread_into(descriptor, buffer[done:], offset + done)
+                    if count == 0:
+                        raise self.ended(file, offset + done)
+                    done += count
         except OSError as error:
             raise self.unreadable(file, error.strerror) from error
         finally:

@@ -1,10 +1,11 @@
 """Boxes of views: which boxes of what holds the data they are, and reading those from a file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
 
+import torch
 from torch import Tensor
 
 from mergeengine.compiler.program import tile_shape
@@ -15,6 +16,7 @@ from mergeengine.lazy.nodes import Node
 from mergeengine.lazy.stored import Stored
 
 DIRECT_RUN = 64 << 10  # contiguous bytes from which a read of its own is worth it
+MANY = 8  # parts from which whole rows are gathered
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,31 @@ def _taken(run: _Run, indices: tuple[int, ...]) -> Iterator[_Run]:
             length += 1
         yield position, position + length, first if first >= 0 else None
         position += length
+
+
+def gather_rows(
+    reader: Reader,
+    tensor: Stored,
+    shape: tuple[int, ...],
+    parts: Sequence[tuple[Box, Box | None]],
+    out: Tensor,
+) -> bool:
+    """Read whole rows of a stored tensor, in the order in which they lie in the file, into ``out``,
+    which is contiguous and of the rows' shape; False where the parts are not whole rows."""
+    whole = [(0, size) for size in shape[1:]]
+    if any(list(box[1:]) != whole for pair in parts for box in pair if box is not None):
+        return False
+    size = prod(shape[1:]) * tensor.dtype.itemsize
+    memory = memory_of(out.view(-1).view(torch.uint8))
+    reads = []
+    for (place, *_), source in parts:
+        if source is None:
+            out[place[0] : place[1]].zero_()
+        else:
+            reads.append((tensor.offset + source[0][0] * size, place[0] * size, place[1] * size))
+    reads.sort()
+    reader.gather(tensor.file, ((offset, memory[a:b]) for offset, a, b in reads))
+    return True
 
 
 def read_box(

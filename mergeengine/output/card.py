@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from mergeengine.checkpoints.checkpoint import Checkpoint
-from mergeengine.output.companion_files import open_file
+from mergeengine.checkpoints.small_files import open_file
 
 _README_LIMIT = 2**20
 _LICENCE_LIMIT = 1024

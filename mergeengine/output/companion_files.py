@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mergeengine.checkpoints.checkpoint import Checkpoint
-from mergeengine.checkpoints.documents import parse_object
-from mergeengine.errors import CheckpointError
-from mergeengine.units import format_binary_size
+from mergeengine.checkpoints.small_files import open_file
 
-SIZE_LIMIT = 64 * 2**20  # of a file that is read rather than copied
 TEMPLATE_FOLDER = "additional_chat_templates"
 
 _PLAIN_NAME = re.compile(rf"(?:{TEMPLATE_FOLDER}/)?[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*")
@@ -80,39 +77,6 @@ def copies(checkpoint: Checkpoint, names: Iterable[str]) -> tuple[Companion, ...
     return tuple(Companion(name, path) for name, path in paths if path is not None)
 
 
-def read_bytes(checkpoint: Checkpoint, name: str) -> bytes | None:
-    """The file's bytes; None where the checkpoint does not have it."""
-    path = checkpoint.companion(name)
-    if path is None:
-        return None
-    if path.stat().st_size > SIZE_LIMIT:
-        raise CheckpointError(
-            f"{checkpoint.reference.text}: {name} is larger than "
-            f"{format_binary_size(SIZE_LIMIT)}, which no such file is; check what it holds"
-        )
-    with open_file(path) as file:
-        data = file.read()
-    if data.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"{checkpoint.reference.text}: {name} is a git-lfs pointer, not the file: "
-            f"fetch it with `git lfs pull`"
-        )
-    return data
-
-
-def read_json(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
-    """The JSON object in the file; None where the checkpoint does not have it."""
-    data = read_bytes(checkpoint, name)
-    return None if data is None else parse_object(data, f"{checkpoint.reference.text}: {name}")
-
-
 def json_bytes(value: dict[str, Any]) -> bytes:
     """Indented as the hub's files are, keys in the order they came in."""
     return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def open_file(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error

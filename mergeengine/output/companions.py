@@ -3,6 +3,8 @@
 import re
 
 from mergeengine.checkpoints.checkpoint import Checkpoint
+from mergeengine.checkpoints.token_rows import embedding_rows
+from mergeengine.checkpoints.vocabulary import Vocabulary, read_vocabulary
 from mergeengine.output.companion_files import (
     Companion,
     CompanionSet,
@@ -12,9 +14,9 @@ from mergeengine.output.companion_files import (
 )
 from mergeengine.output.custom_code import choose_code
 from mergeengine.output.generation import choose_generation_config, eos_warning
-from mergeengine.output.model_config import OutputTensors, choose_config, embedding_rows
+from mergeengine.output.model_config import OutputTensors, choose_config
+from mergeengine.output.token_ids import OutputVocabulary
 from mergeengine.output.tokenizer_files import choose_tokenizer
-from mergeengine.output.vocabulary import Vocabulary, read_vocabulary
 
 __all__ = ["Companion", "CompanionSet", "gather_companions"]
 
@@ -39,18 +41,20 @@ def gather_companions(
     in 8 bits as the config says. Only known kinds of files are
     taken at all, so nothing else of an input folder can reach the output.
     """
-    configuration = choose_config(config, tensors, own_head, quantised=quantised)
     tokenizer_model, tokenizer_set = choose_tokenizer(tokenizer, target)
+    rows = embedding_rows({name: shape for name, (_, shape) in tensors.items()})
+    ids = OutputVocabulary(tokenizer_model, rows)
+    configured, configuration = choose_config(config, tensors, own_head, ids, quantised=quantised)
     generation_model, generation, generation_set = choose_generation_config(
-        generation_config, target
+        generation_config, target, ids
     )
     vocabulary = read_vocabulary(tokenizer_model) if tokenizer_model else Vocabulary()
     eos = eos_warning(
-        (config, config.config) if config.config else None,
+        (config, configured) if configured else None,
         (generation_model, generation) if generation_model and generation is not None else None,
         (tokenizer_model, vocabulary) if tokenizer_model else None,
     )
-    too_many = _vocabulary_warning(tokenizer_model, vocabulary, target, tensors)
+    too_many = _vocabulary_warning(tokenizer_model, vocabulary, target, rows)
     checks = CompanionSet(warnings=tuple(text for text in (too_many, eos) if text))
     return joined(
         [
@@ -73,10 +77,9 @@ def _licences(target: Checkpoint) -> CompanionSet:
 
 
 def _vocabulary_warning(
-    model: Checkpoint | None, vocabulary: Vocabulary, target: Checkpoint, tensors: OutputTensors
+    model: Checkpoint | None, vocabulary: Vocabulary, target: Checkpoint, rows: int | None
 ) -> str | None:
     """Ids beyond the embedding crash a model; the target's own excess is its makers' business."""
-    rows = embedding_rows({name: shape for name, (_, shape) in tensors.items()})
     if model is None or rows is None or vocabulary.size is None or vocabulary.size <= rows:
         return None
     own = read_vocabulary(target).size

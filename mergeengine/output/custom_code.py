@@ -5,13 +5,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mergeengine.checkpoints.checkpoint import Checkpoint
+from mergeengine.checkpoints.small_files import read_bytes, read_json
 from mergeengine.output.companion_files import (
     Companion,
     CompanionSet,
     candidates,
     copies,
-    read_bytes,
-    read_json,
 )
 from mergeengine.output.tokenizer_files import PROCESSOR_CONFIGS
 

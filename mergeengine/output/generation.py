@@ -4,16 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from mergeengine.checkpoints.checkpoint import Checkpoint
-from mergeengine.output.companion_files import CompanionSet, copies, read_json
-from mergeengine.output.vocabulary import Vocabulary
+from mergeengine.checkpoints.small_files import read_json
+from mergeengine.checkpoints.vocabulary import Vocabulary
+from mergeengine.output.companion_files import Companion, CompanionSet, copies, json_bytes
+from mergeengine.output.token_ids import OutputVocabulary, correct_ids
 
 GENERATION_CONFIG = "generation_config.json"
 
 
 def choose_generation_config(
-    chosen: Checkpoint, target: Checkpoint
+    chosen: Checkpoint, target: Checkpoint, vocabulary: OutputVocabulary
 ) -> tuple[Checkpoint | None, dict[str, Any] | None, CompanionSet]:
-    """The model whose file is taken (``chosen``, else ``target``, else none), and what it says."""
+    """The model whose file is taken (``chosen``, else ``target``, else none), and what it says.
+
+    Its ids of tokens are made to fit ``vocabulary``.
+    """
     for model in (chosen, target):
         content = read_json(model, GENERATION_CONFIG)
         if content is not None:
@@ -21,7 +26,10 @@ def choose_generation_config(
             if model is not chosen:
                 note += f" (the target), because {chosen.reference.text} has none"
             files = copies(model, [GENERATION_CONFIG])
-            return model, content, CompanionSet(files, (note,))
+            corrected = tuple(correct_ids(content, GENERATION_CONFIG, model, vocabulary))
+            if corrected:
+                files = (Companion(GENERATION_CONFIG, json_bytes(content)),)
+            return model, content, CompanionSet(files, (note, *corrected))
     note = f"no model has a {GENERATION_CONFIG}: none is written"
     return None, None, CompanionSet(notes=(note,))
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
-from mergeengine.checkpoints.aliases import is_embedding
 from mergeengine.checkpoints.checkpoint import Checkpoint
+from mergeengine.checkpoints.token_rows import embedding_rows, vocabulary_rows
 from mergeengine.errors import CheckpointError
 from mergeengine.lazy.dtypes import OUTPUT_DTYPES, DType
 from mergeengine.output.companion_files import Companion, CompanionSet, json_bytes
+from mergeengine.output.token_ids import OutputVocabulary, correct_ids
 
 CONFIG = "config.json"
 TIE = "tie_word_embeddings"
@@ -22,18 +23,20 @@ _DTYPE_KEYS = ("dtype", "torch_dtype")
 def choose_config(
     chosen: Checkpoint,
     tensors: OutputTensors,
-    own_head: str | None = None,
+    own_head: str | None,
+    vocabulary: OutputVocabulary,
     *,
     quantised: bool = False,
-) -> CompanionSet:
-    """The corrected config.json, and what was corrected.
+) -> tuple[dict[str, Any] | None, CompanionSet]:
+    """The corrected config.json, as data (None: there is none) and as the file, and what was
+    corrected. ``vocabulary`` is what ids of tokens must fit.
 
     ``own_head`` names an output head whose values differ from the embedding it would be tied to.
     What it says of quantised weights stays only where they are written ``quantised``.
     """
     model = chosen.reference.text
     if chosen.config is None:
-        return CompanionSet(notes=(f"{model} has no {CONFIG}: none is written",))
+        return None, CompanionSet(notes=(f"{model} has no {CONFIG}: none is written",))
     try:
         config = copy.deepcopy(dict(chosen.config))
         notes = [
@@ -42,6 +45,7 @@ def choose_config(
             *_correct_dtype(config, tensors),
             *_correct_vocabulary(config, chosen, tensors),
             *_correct_tie(config, chosen, own_head),
+            *correct_ids(config, CONFIG, chosen, vocabulary),
         ]
         for part in _parts(config):
             part.pop("_name_or_path", None)
@@ -54,13 +58,7 @@ def choose_config(
             f"{CONFIG} of {model} names no architectures: tools that choose the model class by "
             f"them will not load the output"
         )
-    return CompanionSet((file,), tuple(notes), tuple(warnings))
-
-
-def embedding_rows(tensors: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Rows of the token embedding; None where there is none, or several of different heights."""
-    rows = {shape[0] for name, shape in tensors.items() if len(shape) == 2 and is_embedding(name)}
-    return rows.pop() if len(rows) == 1 else None
+    return config, CompanionSet((file,), tuple(notes), tuple(warnings))
 
 
 def _correct_dtype(config: dict[str, Any], tensors: OutputTensors) -> Iterator[str]:
@@ -104,7 +102,7 @@ def _correct_vocabulary(
     architectures have rows beyond their vocabulary.
     """
     rows = embedding_rows({name: shape for name, (_, shape) in tensors.items()})
-    own = embedding_rows({name: stored.shape for name, stored in chosen.tensors.items()})
+    own = vocabulary_rows(chosen)
     if rows is None:
         return
     for part in (config, config.get("text_config")):

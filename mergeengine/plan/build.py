@@ -22,7 +22,7 @@ from mergeengine.plan.plan import (
     Substituted,
 )
 from mergeengine.plan.renaming import rename_of
-from mergeengine.plan.schema import MaskKeys, OutputKeys, PlanKeys, RenameKeys, SourceKeys
+from mergeengine.plan.schema import MaskKeys, PlanKeys, RenameKeys, SourceKeys
 from mergeengine.plan.selecting import Selections
 from mergeengine.values.masks import WHOLE, MaskEntry, Masks
 from mergeengine.values.references import ModelReference, local_path, parse_reference
@@ -57,7 +57,7 @@ class _Builder:
             target=self._reference((target,)),
             sources=self._sources(keys),
             masks=self._masks(keys.masks, ("masks",)),
-            output=self._output(keys.output),
+            output=self._output(keys),
             numerics=Numerics(keys.numerics.compute_dtype),
             on_missing=keys.on_missing,
             on_extra=keys.on_extra,
@@ -65,6 +65,8 @@ class _Builder:
             document=self.root.plain,
             text=text,
             seed=keys.seed,
+            vocabulary=keys.vocabulary,
+            compatibility=keys.compatibility,
         )
 
     def _sources(self, keys: PlanKeys) -> tuple[Source, ...]:
@@ -144,7 +146,13 @@ class _Builder:
             for index, rule in enumerate(rules)
         )
 
-    def _output(self, keys: OutputKeys) -> OutputOptions:
+    def _output(self, plan: PlanKeys) -> OutputOptions:
+        keys = plan.output
+        donors: dict[str, str] = {}  # of what the plan leaves to other keys
+        if plan.vocabulary in ("target", "source_ft"):
+            donors["tokenizer"] = plan.vocabulary
+        if plan.compatibility is not None:
+            donors["config"] = "source_ft"
         rules = (
             DtypeRule(
                 self.selections.selector(rule),
@@ -157,8 +165,8 @@ class _Builder:
             path=None if keys.path is None else local_path(keys.path, self.folder),
             dtype=DtypeRules(tuple(rules)),
             shard_size=keys.shard_size or DEFAULT_SHARD_SIZE,
-            tokenizer=self._files_of("tokenizer", keys.tokenizer),
-            config=self._files_of("config", keys.config),
+            tokenizer=self._files_of("tokenizer", donors.get("tokenizer", keys.tokenizer)),
+            config=self._files_of("config", donors.get("config", keys.config)),
             generation_config=self._files_of("generation_config", keys.generation_config),
             quantization=keys.quantization,
         )

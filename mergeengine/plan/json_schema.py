@@ -58,6 +58,8 @@ _DESCRIPTIONS = {
     "on_missing": "A tensor of the target that a source lacks.",
     "on_extra": "A tensor that only the fine-tune has.",
     "on_mismatch": "A tensor of another shape.",
+    "vocabulary": "Whose tokens have rows in the output, where vocabularies differ.",
+    "compatibility": "Other code whose way with vocabularies is taken, to compare with it.",
 }
 _NAME = "[A-Za-z_][A-Za-z0-9_]*"
 _DEFINITIONS = {
@@ -97,6 +99,7 @@ _EXCLUDED = [
         ["base", "source_base"],
         ["sources", "source_ft"],
         ["sources", "scaling"],
+        ["vocabulary", "compatibility"],
     )
 ]
 _KEPT_WITH_DTYPE = {

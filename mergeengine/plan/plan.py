@@ -19,6 +19,8 @@ from mergeengine.values.selectors import Selector, first_match, unused_rules
 OnMissing = Literal["error", "keep_target"]
 OnExtra = Literal["error", "ignore", "copy"]
 OnMismatch = Literal["error", "keep_target"]
+Vocabulary = Literal["align", "target", "source_ft", "error"]
+Compatibility = Literal["finetuning-transfer"]
 ComputeDtype = Literal["auto", "float32", "float64"]
 Role = Literal["target", "source_ft"]
 Quantization = Literal["none", "keep"]
@@ -124,7 +126,8 @@ class Plan:
 
     `document` is the plan as plain data, exactly as written, with includes, ``--set`` and
     variables applied; `text` is the file's text without them. `masks` hold for every source, on
-    top of the source's own. `seed` is that of random masks.
+    top of the source's own. `seed` is that of random masks. `compatibility` names other
+    code whose way with vocabularies is taken in the place of `vocabulary`.
     """
 
     version: int
@@ -143,6 +146,8 @@ class Plan:
     substituted: Substituted = field(default_factory=Substituted)
     warnings: tuple[str, ...] = ()
     seed: int = 0
+    vocabulary: Vocabulary = "align"
+    compatibility: Compatibility | None = None
 
     @property
     def models(self) -> tuple[object, ...]:

@@ -28,7 +28,15 @@ from mergeengine.plan.forms import (
     one_or_many,
 )
 from mergeengine.plan.parameters import Scaled, Varying
-from mergeengine.plan.plan import ComputeDtype, OnExtra, OnMismatch, OnMissing, Quantization
+from mergeengine.plan.plan import (
+    Compatibility,
+    ComputeDtype,
+    OnExtra,
+    OnMismatch,
+    OnMissing,
+    Quantization,
+    Vocabulary,
+)
 from mergeengine.plan.selecting import SelectorKeys
 from mergeengine.units import parse_size
 from mergeengine.values.actions import RowRange
@@ -313,3 +321,5 @@ class PlanKeys(Keys):
     on_missing: OnMissing = "error"
     on_extra: OnExtra = "error"
     on_mismatch: OnMismatch = "error"
+    vocabulary: Vocabulary = "align"
+    compatibility: Compatibility | None = None

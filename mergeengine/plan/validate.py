@@ -84,6 +84,7 @@ def _check_together(root: Node, problems: Problems) -> None:
                 problems.add(source.position, _missing_key(("sources", index, "source_base")))
         _check_names(sources, problems)
     _check_quantization(root, problems)
+    _check_vocabulary(root, problems)
     check_selections(root, problems)
     check_masks(root, problems)
     check_renames(root, problems)
@@ -104,6 +105,30 @@ def _check_quantization(root: Node, problems: Problems) -> None:
                 f"`quantization: keep` writes the target's {key}: `{key}` cannot stand beside it"
             )
             problems.add(root.key_position(("output", key)), words)
+
+
+def _check_vocabulary(root: Node, problems: Problems) -> None:
+    """The output's rows and its tokenizer cannot be those of different models."""
+    needed: dict[str, tuple[str, str]] = {}
+    vocabulary, compatibility = root.get("vocabulary"), root.get("compatibility")
+    if vocabulary is not None and compatibility is not None:
+        where = _elsewhere(root.keys["compatibility"], root.keys["vocabulary"])
+        problems.add(
+            root.key_position(("vocabulary",)),
+            f"`vocabulary` cannot stand beside `compatibility` ({where}), which decides it",
+        )
+    elif compatibility is not None:
+        text = f"compatibility: {excerpt(str(compatibility.value))}"
+        needed = dict.fromkeys(("tokenizer", "config"), ("source_ft", text))
+    elif vocabulary is not None and vocabulary.value in ("target", "source_ft"):
+        needed = {"tokenizer": (vocabulary.value, f"vocabulary: {vocabulary.value}")}
+    output = root.get("output")
+    for key, (role, text) in needed.items():
+        written = output.get(key) if output is not None else None
+        if written is not None and written.value != role:
+            problems.add(
+                written.position, f"`output.{key}` must be {role} beside `{text}`, or be left out"
+            )
 
 
 def _elsewhere(place: Position, seen_from: Position) -> str:

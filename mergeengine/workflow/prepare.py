@@ -158,7 +158,7 @@ def bind_models(plan: Plan, models: Models) -> Bound:
     notes, warnings = models.examine(plan)
     sources = list(zip(plan.sources, models.bases, models.fts, strict=True))
     files = {mask.reference: mask.tensors for mask in models.masks}
-    binding = bind(plan, models.target, sources, files)
+    binding = bind(plan, models.target, sources, files, models.tokenizer)
     if plan.output.quantization == "keep":
         binding = requantised(binding, models.target)
     return Bound(binding, (*notes, *binding.notes), (*warnings, *binding.warnings))

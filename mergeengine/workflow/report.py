@@ -16,6 +16,7 @@ def made(prepared: Prepared, produced: Produced) -> dict[str, Any]:
         "made": produced.made,
         "identity": prepared.identity,
         "tensors": prepared.binding.counts(),
+        "vocabulary": dict(prepared.binding.vocabulary),
     }
 
 

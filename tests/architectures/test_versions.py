@@ -119,6 +119,9 @@ PLAIN = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 TALK = [{"role": "user", "content": "hello world"}, {"role": "assistant", "content": "bye"}]
 
 
+WORDS = "<unk> <s> </s> <eot> hello world bye user assistant"
+
+
 def save_talkers(folder: Path, *, target_eos: int = 2) -> None:
     """A base and a target that end with ``</s>`` and a fine-tune that also ends with ``<eot>``."""
     plain = {"bos_token_id": 1, "eos_token_id": 2}
@@ -129,10 +132,9 @@ def save_talkers(folder: Path, *, target_eos: int = 2) -> None:
         bos_token_id=1, eos_token_id=[2, 3], do_sample=True, temperature=0.6, top_p=0.9
     )
     ft.save_pretrained(folder / "ft")
-    words = "<unk> <s> </s> <eot> hello world bye user assistant"
-    save_tokenizer(folder / "ft", words, "<eot>", CHAT)
-    save_tokenizer(folder / "base", "<unk> <s> </s> hello world", "</s>", PLAIN)
-    save_tokenizer(folder / "target", "<unk> <s> </s> hello world", "</s>", PLAIN)
+    save_tokenizer(folder / "ft", WORDS, "<eot>", CHAT)
+    save_tokenizer(folder / "base", WORDS, "</s>", PLAIN)
+    save_tokenizer(folder / "target", WORDS, "</s>", PLAIN)
 
 
 def test_tokenizer_template_and_stops_are_the_fine_tunes(tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_stops_that_disagree_are_told(tmp_path: Path) -> None:
 
 def test_a_tokenizer_beyond_the_embedding_is_told(tmp_path: Path) -> None:
     save_talkers(tmp_path)
-    words = "<unk> <s> </s> <eot> " + " ".join(f"w{number}" for number in range(126))
+    words = f"{WORDS} " + " ".join(f"w{number}" for number in range(121))
     save_tokenizer(tmp_path / "ft", words, "<eot>", CHAT)
     (warning,) = merge(tmp_path).warnings
     assert "ids up to 129" in warning

@@ -38,7 +38,8 @@ def test_json_and_report_say_the_same(here, command):
     assert json.loads((here / "report.json").read_text()) == ended.json
     assert set(ended.json) == {
         "plan", "output", "made", "identity", "seconds", "bytes", "gigabytes_per_second",
-        "memory", "device", "loop", "workers", "block_chunks", "tensors", "notes", "warnings",
+        "memory", "device", "loop", "workers", "block_chunks", "tensors", "vocabulary", "notes",
+        "warnings",
     }  # fmt: skip
     assert ended.json["made"] is True
     assert ended.json["tensors"] == {"merged": 6, "frozen": 2, "not float": 1}

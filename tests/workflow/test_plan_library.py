@@ -81,9 +81,9 @@ def test_every_plan_runs(name: str, tmp_path: Path) -> None:
             assert source.source_ft.path is not None
             old = load_file(source.source_base.path / "model.safetensors")[tensor]
             new = load_file(source.source_ft.path / "model.safetensors")[tensor]
-            if old.shape == new.shape == expected.shape:
-                scaling = source.scaling.at(lone(tensor)).value
-                expected = expected + scaling * (new.float() - old.float())
+            scaling = source.scaling.at(lone(tensor)).value
+            rows = min(map(len, (old, new, expected)))  # tokens are matched by index
+            expected[:rows] += scaling * (new[:rows].float() - old[:rows].float())
         torch.testing.assert_close(value.float(), expected, rtol=1e-2, atol=1e-5)
     transformers.AutoModelForCausalLM.from_pretrained(result.output)
 

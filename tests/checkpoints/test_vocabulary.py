@@ -6,8 +6,8 @@ from companion_models import make_model, tokenizer_json, write_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mergeengine.checkpoints.vocabulary import Vocabulary, read_vocabulary, token_ids, tokens
 from mergeengine.errors import CheckpointError
-from mergeengine.output.vocabulary import Vocabulary, read_vocabulary
 
 ANYTHING = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
     ['"', "\\", '\\"', "vocab", "model", "added_tokens", '":1,', "}", "{[", "<|eot_id|>", "▁é中😀"]
@@ -27,6 +27,7 @@ def read(tmp_path):
         write_files(folder, files)
         return read_vocabulary(model)
 
+    read_files.model = model
     return read_files
 
 
@@ -57,6 +58,11 @@ def test_scan_equals_parsing(read, vocab, added, nested, indent, ascii_only, dat
     ids = [*vocab.values(), *added.values()]
     assert found.size == max(ids, default=-1) + 1
     assert found.eos_id == added.get(wanted, vocab.get(wanted))
+    every = dict(tokens(read.model))
+    assert every == {**vocab, **added}
+    assert token_ids(read.model, [wanted, "no such"]) == {
+        token: every[token] for token in [wanted] if token in every
+    }
 
 
 def test_unigram_ids_are_places(read):
@@ -73,6 +79,24 @@ def test_slow_tokenizers(read):
     # \x85 and U+2028 end a line for str.splitlines, not for a tokenizer.
     wordpiece = {"vocab.txt": "[PAD]\n\x85\n\u2028\n[SEP]\n", **eos("[SEP]")}
     assert read(wordpiece) == Vocabulary(4, "[SEP]", 3)
+
+
+def test_tokens_of_every_kind_of_file(read):
+    read({"vocab.txt": '[PAD]\n"\n"quoted"\n\\u0041\n'})
+    assert list(tokens(read.model)) == [("[PAD]", 0), ('"', 1), ('"quoted"', 2), ("\\u0041", 3)]
+    assert token_ids(read.model, ['"', "A", "\\u0041"]) == {'"': 1, "\\u0041": 3}
+    read({"vocab.json": '{"\\u003cs\\u003e": 0, "a/b": 1}', "added_tokens.json": {"a/b": 7}})
+    assert list(tokens(read.model)) == [("<s>", 0), ("a/b", 1), ("a/b", 7)], "the later holds"
+    assert token_ids(read.model, ["<s>", "a/b"]) == {"<s>": 0, "a/b": 7}
+    scored = {"model": {"vocab": [["<s>", 0.0], ["▁a", -1.5]]}}
+    read({"tokenizer.json": scored})
+    assert dict(tokens(read.model)) == {"<s>": 0, "▁a": 1}
+    read({"tokenizer.model": b"\0"})
+    assert list(tokens(read.model)) == []
+    assert token_ids(read.model, ["a"]) is None
+    read({"vocab.json": {"eng": {"a": 0}}})
+    assert list(tokens(read.model)) == []
+    assert token_ids(read.model, ["a"]) is None
 
 
 def test_special_tokens_in_their_files(read):

@@ -1,0 +1,209 @@
+"""Models whose vocabularies differ, seen with the rows of the output.
+
+Every tensor that has an entry for each token (embeddings, heads, their biases) becomes an
+expression over what is stored, of the output's rows; what binds models need not know of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from types import MappingProxyType
+
+from mergeengine.checkpoints.aliases import alias_of, is_embedding
+from mergeengine.checkpoints.checkpoint import Checkpoint
+from mergeengine.checkpoints.token_rows import token_dimension, vocabulary_rows
+from mergeengine.compiler.correspondence import Counterparts
+from mergeengine.compiler.vocabulary import Arrangement, Places, arrange
+from mergeengine.lazy import algebra
+from mergeengine.lazy.nodes import Node, Shape
+from mergeengine.lazy.weight import Derived, Weight, node_of
+from mergeengine.plan.plan import Plan, Source
+
+Triple = tuple[Source, Checkpoint, Checkpoint]
+
+MOST_RUNS = 64  # of rows that are read as slices; more are gathered by their indices
+
+
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """The models of a merge, with one vocabulary.
+
+    In ``sources`` base and fine-tune have rows of zeros where there is no delta. By the aligned
+    model: ``stored`` are the models as they are, ``complete`` the fine-tunes with all of their rows
+    (and the target's where they have none); by the source's name, ``compared`` is the target with
+    zeros where the base has them. ``per_token`` names what was changed of the target.
+    """
+
+    target: Checkpoint
+    sources: tuple[Triple, ...]
+    stored: Mapping[Checkpoint, Checkpoint] = field(default_factory=dict)
+    complete: Mapping[Checkpoint, Checkpoint] = field(default_factory=dict)
+    compared: Mapping[str, Checkpoint] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    per_token: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def whole(self, ft: Checkpoint, tensor: Weight) -> Weight:
+        """A fine-tune's tensor with all of its rows."""
+        if ft.tensors.get(tensor.name) is not tensor or ft not in self.complete:
+            return tensor
+        return self.complete[ft].tensors[tensor.name]
+
+    def beside(self, source: Source, tensor: Weight) -> Weight:
+        """The target's tensor where the source's base is to be compared with it."""
+        return self.compared.get(source.name, self.target).tensors.get(tensor.name, tensor)
+
+
+def align(
+    plan: Plan,
+    target: Checkpoint,
+    sources: Sequence[Triple],
+    tokenizer: Checkpoint | None = None,
+) -> Aligned:
+    """The models with the rows of the output; as they are where vocabularies do not differ."""
+    bases, fts = [base for _, base, _ in sources], [ft for _, _, ft in sources]
+    rows = arrange(plan, target, bases, fts, tokenizer)
+    if rows is None:
+        return Aligned(target, tuple(sources))
+    names = [_names(target, source, ft) for source, _, ft in sources]
+    same = {name: name for name in target.tensors}
+    own: list[Part] = [(target, rows.target, same)]
+    for ft, copied, called in zip(fts, rows.copied, names, strict=True):
+        own.append((ft, copied, called))
+    aligned, stored, complete, compared = [], {}, {}, {}
+    for number, (source, base, ft) in enumerate(sources):
+        before = _seen(base, rows, [(base, rows.before[number], {})])
+        after = _seen(ft, rows, [(ft, rows.after[number], {})])
+        aligned.append((source, before, after))
+        stored[after] = ft
+        of_target = {
+            there: here
+            for here, there in names[number].items()
+            if is_embedding(here) == is_embedding(there)  # not a head that is tied
+        }
+        others: list[Part] = [
+            (model, places, {n: called.get(of_target.get(n, n), n) for n in ft.tensors})
+            for model, places, called in own
+        ]
+        complete[after] = _seen(ft, rows, [(ft, rows.own[number], {}), *others])
+        has = tuple(
+            row if b >= 0 else -1 for row, b in zip(rows.target, rows.before[number], strict=True)
+        )
+        compared[source.name] = _seen(target, rows, [(target, has, {})])
+    seen = _seen(target, rows, own)
+    return Aligned(
+        seen,
+        tuple(aligned),
+        stored,
+        complete,
+        compared,
+        rows.counts,
+        frozenset(n for n, tensor in seen.tensors.items() if tensor is not target.tensors[n]),
+        rows.notes,
+        rows.warnings,
+    )
+
+
+Part = tuple[Checkpoint, Places, Mapping[str, str]]
+"""A model, its rows, and how tensors are called in it (others have the same name)."""
+
+
+def _names(target: Checkpoint, source: Source, ft: Checkpoint) -> dict[str, str]:
+    """What the target's vocabulary tensors are called in a fine-tune."""
+    rows = vocabulary_rows(target)
+    assert rows is not None
+    matched = Counterparts(target, ft, "source_ft", source.renames, source.layer_map)
+    names = {}
+    for name, tensor in target.tensors.items():
+        if token_dimension(name, tensor.shape, rows) is not None:
+            found = matched.find(tensor)
+            names[name] = found.name if found is not None else name
+    return names
+
+
+def _seen(model: Checkpoint, rows: Arrangement, parts: Sequence[Part]) -> Checkpoint:
+    """A model whose vocabulary tensors have the output's rows, each from the first of ``parts``
+    that has it, or zeros."""
+    own = vocabulary_rows(model)
+    tensors: dict[str, Weight] = dict(model.tensors)
+    for name, tensor in model.tensors.items():
+        dimension = None if own is None else token_dimension(name, tensor.shape, own)
+        if dimension is None or not tensor.dtype.is_float:
+            continue
+        shape = _resized(tensor.shape, dimension, rows.size)
+        found = [
+            (node, places)
+            for other, places, called in parts
+            if (node := _node(other, called.get(name, name), shape, dimension)) is not None
+        ]
+        node = _picked(found, shape, dimension)
+        tensors[name] = Derived(str(model), name, tensor.dtype, node)
+    return replace(model, tensors=MappingProxyType(tensors))
+
+
+def _resized(shape: Shape, dimension: int, size: int) -> Shape:
+    return (*shape[:dimension], size, *shape[dimension + 1 :])
+
+
+def _node(model: Checkpoint, name: str, shape: Shape, dimension: int) -> Node | None:
+    """A model's tensor of that name, or the one it is tied to, apart from rows of that shape."""
+    rows = vocabulary_rows(model)
+    assert rows is not None
+    there = _resized(shape, dimension, rows)
+    found = model.tensors.get(name)
+    if found is None:
+        alias = alias_of(model, name, there)
+        found = model.tensors[alias] if alias is not None else None
+    return node_of(found) if found is not None and found.shape == there else None
+
+
+def _picked(parts: Sequence[tuple[Node, Places]], shape: Shape, dimension: int) -> Node:
+    """The rows of several tensors as one: each from the first part that has it."""
+    size = shape[dimension]
+    chosen = [-1] * size
+    for part, (_, places) in enumerate(parts):
+        if -1 in chosen:
+            pairs = zip(chosen, places, strict=True)
+            chosen = [part if c < 0 <= row else c for c, row in pairs]
+    segments = [(part, len(list(group))) for part, group in groupby(chosen)]
+    if len(segments) > MOST_RUNS:
+        total = algebra.constant(0.0, shape)
+        for part, (node, places) in enumerate(parts):
+            rows = tuple(r if c == part else -1 for r, c in zip(places, chosen, strict=True))
+            total = algebra.elementwise("add", total, _rows(node, rows, dimension))
+        return total
+    pieces, start = [], 0
+    for part, length in segments:
+        if part < 0:
+            pieces.append(algebra.constant(0.0, _resized(shape, dimension, length)))
+        else:
+            node, places = parts[part]
+            rows = places if length == size else places[start : start + length]
+            pieces.append(_rows(node, rows, dimension))
+        start += length
+    return algebra.concat(pieces, dimension)
+
+
+def _rows(node: Node, places: Places, dimension: int) -> Node:
+    """Rows of one tensor: slices where they come in few runs."""
+    runs: list[tuple[int, int]] = []  # first row (-1: zeros) and length
+    expected = -2
+    for row in places:
+        if row == expected:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        elif len(runs) == MOST_RUNS:
+            return algebra.take(node, places, dimension)
+        else:
+            runs.append((row, 1))
+        expected = row + 1 if row >= 0 else -1
+    pieces = []
+    for first, length in runs:
+        box = [(0, size) for size in node.shape]
+        box[dimension] = (first, first + length)
+        pieces.append(
+            algebra.constant(0.0, _resized(node.shape, dimension, length))
+            if first < 0
+            else algebra.slice_box(node, tuple(box))
+        )
+    return algebra.concat(pieces, dimension)

@@ -126,11 +126,14 @@ def _summary(report: Mapping[str, Any]) -> str:
         what = f"{len(made)} output{'s' if len(made) > 1 else ''} made" + (
             f", {len(outputs) - len(made)} up to date" if len(made) < len(outputs) else ""
         )
+    errors = [output["precision"]["error"] for output in made if output["precision"]]
+    known = [error for error in errors if error is not None]
     size, rate = report["bytes"], report["gigabytes_per_second"]
     return (
         f"done in {report['seconds']['total']:.3g} s on {report['device']}: {what}; "
         f"{format_size(size['read'])} read, {format_size(size['written'])} written"
         + (f", {rate:.2g} GB/s" if rate else "")
+        + (f"; lost to rounding: {max(known):.2%} of what was added (a sample)" if known else "")
     )
 
 

@@ -4,8 +4,8 @@ The graph's normal form (see ``lazy.algebra``) makes this simple: the pieces of 
 concatenation, and in each of them elementwise operations over views of what holds data.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 from mergeengine.lazy.algebra import Box
@@ -54,11 +54,13 @@ class Result:
     """What becomes of an output: a register's value, as soon as instruction ``after`` is done
     (later ones may use the register for something else), or a number, which is there from the
     start (-1). ``copy``: the load whose bytes it is, as they are, where nothing is computed.
+    ``start``: the load that it is a sum upon, as a target with deltas is, where it is one.
     """
 
     value: Operand
     after: int = -1
     copy: int | None = None
+    start: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,12 @@ class Program:
 
     @property
     def loads(self) -> tuple[Load, ...]:
-        return tuple([i for i in self.instructions if isinstance(i, Load)])
+        return loaded(self.instructions)
+
+
+def loaded(instructions: Sequence[Load | Apply]) -> tuple[Load, ...]:
+    """The loads among instructions."""
+    return tuple([i for i in instructions if isinstance(i, Load)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +224,24 @@ def compile_expressions(*roots: Node) -> Program:
     flat = all(
         isinstance(i, Apply) or (i.view.shape == shape and contiguous(i.view)) for i in instructions
     )
-    found = tuple(results[root] for root in roots)
-    return Program(shape, tuple(instructions), found, count, flat)
+    found = [results[root] for root in roots]
+    views = {load.view: number for number, load in enumerate(loaded(instructions))}
+    for number, root in enumerate(roots):
+        begun = begun_upon(root)
+        if begun is not None:
+            found[number] = replace(found[number], start=views[begun])
+    return Program(shape, tuple(instructions), tuple(found), count, flat)
+
+
+def begun_upon(root: Node) -> Node | None:
+    """The view that an expression without concatenations is a sum upon: the first operand of its
+    first addition. None where it is no sum, or one upon something else."""
+    node = root
+    while node.op == "add":
+        node = node.inputs[0]
+    if node is root or node.kind == "elementwise" or is_scalar(node) or node.shape != root.shape:
+        return None
+    return node
 
 
 def contiguous(view: Node) -> bool:

@@ -6,7 +6,7 @@ that (registers, the operands of reductions, torch's temporaries) is there once 
 since one queue computes there, block after block:
 
     device ≤ workers there · slots · (input + result) + workspace + temporaries + a whole node
-    host   ≤ workers · (slots · (pinned input + pinned result) + scratch) + held + fixed
+    host   ≤ workers · (slots · (pinned input + pinned result) + scratch + sample) + held + fixed
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,8 @@ class Ring:
 
     ``input_bytes`` and ``result_bytes`` are those of a slot. Once on each device are
     ``workspace_bytes``, allocated beforehand, ``temporary_bytes``, which torch allocates, and
-    ``whole_bytes``, what whole nodes take; 0 where the CPU computes them.
+    ``whole_bytes``, what whole nodes take; 0 where the CPU computes them. ``sample_bytes`` and the
+    scratch are a worker's for measuring on the host what rounding lost.
     """
 
     devices: int
@@ -52,6 +53,7 @@ class Ring:
     temporary_bytes: int
     whole_bytes: int
     held_bytes: int
+    sample_bytes: int = 0
 
     @property
     def pinned_bytes(self) -> int:
@@ -62,7 +64,8 @@ class Ring:
     @property
     def projected_bytes(self) -> int:
         """Peak host memory beyond the imports, the driver's own apart."""
-        return self.pinned_bytes + self.workers * (SCRATCH + HISTOGRAM) + self.held_bytes + FIXED
+        worker = 2 * SCRATCH + self.sample_bytes + HISTOGRAM
+        return self.pinned_bytes + self.workers * worker + self.held_bytes + FIXED
 
     @property
     def device_bytes(self) -> int:
@@ -96,11 +99,13 @@ def ring(
             temporary_bytes=temporary,
             whole_bytes=whole_bytes,
             held_bytes=schedule.held_bytes + count * factors,
+            sample_bytes=sample,
         )
 
     inputs = max((_input_bytes(step, block) for step in steps), default=0)
     results = max((_result_bytes(step, block) for step in steps), default=0)
     workspace = max((_workspace_bytes(step, block) for step in steps), default=0)
+    sample = max((step.sample_bytes for step in steps if step.kind == "write"), default=0)
     temporary = max((_temporary_bytes(step, block) for step in steps), default=0)
     factors = max((_factor_bytes(step, block) for step in steps), default=0)
     least = of(devices, 1, 0)

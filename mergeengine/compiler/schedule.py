@@ -26,7 +26,7 @@ from mergeengine.compiler.transfer import Transfers, transfers
 from mergeengine.errors import ResourceError
 from mergeengine.lazy.dtypes import FLOAT64, DType
 from mergeengine.lazy.nodes import GENERATED, Node
-from mergeengine.lazy.partition import CHUNK, chunk_count
+from mergeengine.lazy.partition import CHUNK, SAMPLE, chunk_count
 from mergeengine.lazy.stored import RemotePath, Stored
 from mergeengine.units import format_binary_size
 
@@ -122,12 +122,32 @@ class Step:
         if loaded > LOADED:
             strip = min(elements, self.strip)
             loaded = self.load_bytes(strip)
-        held = loaded + self.result_bytes(elements) + SCRATCH
+        held = self.result_bytes(elements) + SCRATCH
         if self.node.op == "row_sum":  # the sums of one chunk's rows, twice
             held += 16 * min(self.node.numel, elements)
         if self.node.op == "block_max":  # maxima of each row, and where they belong
             held += 32 * rows_of_blocks(self.node, elements)
-        return held + self._registers(min(TILE, strip))
+        return held + loaded + max(self._registers(min(TILE, strip)), self._sample_bytes(strip))
+
+    @property
+    def sample_bytes(self) -> int:
+        """What a worker holds while it measures the rounding of a chunk's sample (with torch)."""
+        strip = min(SAMPLE, max(1, self.operand.numel), self.strip)
+        held = self._sample_bytes(strip)
+        return held + self.load_bytes(strip) if held else 0
+
+    def _sample_bytes(self, strip: int) -> int:
+        """The same without loads: of each result the exact values and those it is a sum upon."""
+        results = [result for piece in self.pieces for result in piece.program.results]
+        if self.kind != "write" or [r.start for r in results].count(None) == len(results):
+            return 0
+        elements = min(SAMPLE, self.node.numel)
+        values = 2 * self.results * align(elements * self.compute.itemsize)
+        return values + self._registers(min(elements, strip))
+
+    def is_sum(self, result: int) -> bool:
+        """Whether a result is a sum upon a tensor, as a target with deltas is, in any piece."""
+        return any(piece.program.results[result].start is not None for piece in self.pieces)
 
     def _registers(self, elements: int) -> int:
         count = max((piece.program.registers for piece in self.pieces), default=0)
@@ -217,7 +237,7 @@ def schedule(
     held = _whole_bytes(tensors) + _row_sum_bytes(tensors) + _bookkeeping_bytes(tensors)
 
     def arena(chunks: int) -> int:
-        return max((step.arena_bytes(chunks * CHUNK) for step in steps), default=0)
+        return max((step.arena_bytes(chunks * CHUNK) for step in steps), default=SCRATCH)
 
     choices = [block_chunks] if block_chunks else list(range(MOST_CHUNKS, 0, -1))
     arenas = {chunks: arena(chunks) for chunks in choices}

@@ -1,13 +1,14 @@
 """One block of one step: views are read, tiles computed, the results left in the arena."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
 from mergeengine.compiler.program import Load, Operand, Program, Scalar
-from mergeengine.compiler.schedule import SCRATCH, TILE, Step
+from mergeengine.compiler.sample import sample_step
+from mergeengine.compiler.schedule import SCRATCH, TILE, Step, TensorSchedule
 from mergeengine.execution.arena import Arena
 from mergeengine.execution.inputs import (
     Inputs,
@@ -16,12 +17,15 @@ from mergeengine.execution.inputs import (
     restricted,
 )
 from mergeengine.execution.kernels import OPERATIONS, round_into, torch_dtype
+from mergeengine.execution.precision import Sums
 from mergeengine.execution.reader import Reader
+from mergeengine.execution.sampling import sums_of
 from mergeengine.execution.views import index_of, sizes_of, tiles
 from mergeengine.execution.work import Outcomes
 from mergeengine.lazy.algebra import Box, broadcast
 from mergeengine.lazy.dtypes import DType
 from mergeengine.lazy.nodes import Node
+from mergeengine.lazy.partition import CHUNK, SAMPLE
 
 
 class BlockRunner:
@@ -29,7 +33,10 @@ class BlockRunner:
 
     def __init__(self, arena: Arena, reader: Reader, outcomes: Outcomes) -> None:
         self._arena = arena
+        self._scratch = arena.take(SCRATCH, torch.uint8)
+        self._begin = self._end = arena.mark()
         self._inputs = Inputs(reader, outcomes)
+        self._sample: tuple[TensorSchedule, Step] | None = None
         self.not_finite: set[int] = set()  # results of the last block with infinities or NaN
 
     def run(self, step: Step, start: int, stop: int) -> list[Tensor]:
@@ -37,9 +44,34 @@ class BlockRunner:
 
         The tensors lie in the arena, are flat, and are valid until the next block.
         """
+        results, self._end = self._results(step, start, stop, self._begin)
+        return results
+
+    def measure(
+        self, tensor: TensorSchedule, start: int, stop: int, results: Sequence[Tensor]
+    ) -> list[list[Sums]]:
+        """What rounding lost of elements ``start:stop`` (flat, whole chunks) of each of a tensor's
+        ``results``, chunk by chunk; nothing where none of them is a sum. ``results`` stay valid.
+        """
+        if not any(tensor.write.is_sum(number) for number in range(tensor.write.results)):
+            return []
+        if self._sample is None or self._sample[0] is not tensor:
+            self._sample = tensor, sample_step(tensor)
+        found: list[list[Sums]] = [[] for _ in results]
+        strange = self.not_finite
+        for first in range(start, stop, CHUNK):
+            last = min(first + SAMPLE, stop)
+            values, _ = self._results(self._sample[1], first, last, self._end)
+            pairs = zip(values[: len(results)], values[len(results) :], strict=True)
+            for sums, result, pair in zip(found, results, pairs, strict=True):
+                sums.append(sums_of(result[first - start : last - start], *pair))
+        self.not_finite = strange
+        return found
+
+    def _results(self, step: Step, start: int, stop: int, begin: int) -> tuple[list[Tensor], int]:
+        """The results, from mark ``begin`` of the arena on, and the mark behind them."""
         self.not_finite = set()
-        self._arena.rewind()
-        scratch = self._arena.take(SCRATCH, torch.uint8)
+        self._arena.rewind(begin)
         dtype = torch_dtype(step.result)
         results = [self._arena.take(stop - start, dtype) for _ in range(step.results)]
         mark = self._arena.mark()
@@ -49,18 +81,18 @@ class BlockRunner:
             parts = [result[first - start : last - start] for result in results]
             for region in regions(step, first, last):
                 self._arena.rewind(mark)
-                self._region(step, region, [region.window(part) for part in parts], scratch)
-        return results
+                self._region(step, region, [region.window(part) for part in parts])
+        return results, mark
 
     def number(self, node: Node, compute: DType) -> float:
         """The value of a number, in float64."""
         return self._inputs.number(node, compute)
 
-    def _region(self, step: Step, region: Region, outs: list[Tensor], scratch: Tensor) -> None:
+    def _region(self, step: Step, region: Region, outs: list[Tensor]) -> None:
         """Compute one region into ``outs``, its windows of the results."""
         program = region.program
         loaded = [
-            self._inputs.load(load, step.compute, region, self._arena, scratch)
+            self._inputs.load(load, step.compute, region, self._arena, self._scratch)
             for load in program.loads
         ]
         computed = copy_results(program, loaded, outs)

@@ -17,7 +17,10 @@ from mergeengine.execution import native
 from mergeengine.execution.fused import CannotWriteError, FusedRunner
 from mergeengine.execution.loop_program import constant, needs_no_torch
 from mergeengine.execution.memory import HostMemory
+from mergeengine.execution.nonfinite import Examiner, Guard, NotFinite
+from mergeengine.execution.precision import Precision, Sums
 from mergeengine.execution.reader import Reader
+from mergeengine.execution.watch import Watch
 from mergeengine.execution.work import FileSink, Outcomes, Sink, Task, Work, span
 from mergeengine.lazy.partition import CHUNK
 
@@ -37,29 +40,36 @@ def execute(
     pipeline: "Pipeline | None" = None,
     reader: Reader | None = None,
     progress: Callable[[int], None] | None = None,
-) -> list[list[str]]:
+    precision: Precision | None = None,
+    guards: Sequence[Guard] | None = None,
+) -> list[list[NotFinite]]:
     """Run a schedule: every chunk that a sink (one for each model) does not have yet is handed to
     it, and to those that take the same tensor of another model with it.
 
     The CPU computes, or the accelerators of a ``pipeline`` that was opened for this schedule.
-    Returns for each model the names of tensors in which values that are not finite were computed.
-    ``progress`` is called with the bytes of each finished output block. The first error of any
+    Returns for each model the tensors in which values that are not finite were computed; what is
+    done about them its guard decides (``guards``; without them nothing is).
+    ``progress`` is called with the bytes of each finished output block; ``precision`` hears what
+    rounding lost. The first error of any
     worker is raised here after the others have finished their block; so is Interrupted, after
     Ctrl-C. PyTorch's own threads are set to one meanwhile: workers are the parallelism.
     """
     work = Work(schedule, sinks, _run_chunks(schedule) if pipeline is None else None)
+    guards = guards or [Guard() for _ in sinks]
     alone = pipeline is None and _loop_suffices(schedule)
     with ExitStack() as stack:
         if not alone:
             stack.enter_context(_one_thread())
         files = reader or stack.enter_context(Reader(schedule.transfers))
+        examiner = Examiner(guards, files, work.outcomes)
+        watch = Watch(progress or (lambda size: None), precision, examiner)
         jobs: list[Callable[[], None]]
         # Leaving the pool waits for every worker: none still writes when its files are closed.
         if pipeline is None:
-            job = partial(_work_on, schedule, work, sinks, files, progress, alone=alone)
+            job = partial(_work_on, schedule, work, sinks, files, watch, alone=alone)
             jobs = [job] * schedule.workers
         else:
-            jobs = pipeline.jobs(work, sinks, files, progress)
+            jobs = pipeline.jobs(work, sinks, files, watch)
         with ThreadPoolExecutor(len(jobs)) as pool:
             workers = [pool.submit(job) for job in jobs]
             try:
@@ -69,13 +79,7 @@ def execute(
                 files.stop()
     if work.error is not None:
         raise work.error
-    names = {
-        (to.model, to.tensor): to.output.name
-        for tensor in schedule.tensors
-        for to in tensor.destinations
-    }
-    strange = sorted(work.not_finite)
-    return [[names[m, t] for m, t in strange if m == model] for model in range(len(sinks))]
+    return [[guard.found[tensor] for tensor in sorted(guard.found)] for guard in guards]
 
 
 def loop_name(pipeline: "Pipeline | None") -> str:
@@ -99,7 +103,7 @@ def stream(schedule: Schedule, reader: Reader) -> "Iterator[tuple[TensorSchedule
             left = None
             if task.step.kind == "write":
                 start, stop = span(task)
-                ((data,), _) = worker.block(task, start, stop)
+                ((data,), _, _) = worker.block(task, start, stop)
                 dtype = torch_dtype(task.step.result)
                 values = (
                     torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
@@ -141,13 +145,22 @@ class _Worker:
     unless the loop does all ``alone``."""
 
     def __init__(
-        self, schedule: Schedule, reader: Reader, outcomes: Outcomes, *, alone: bool
+        self,
+        schedule: Schedule,
+        reader: Reader,
+        outcomes: Outcomes,
+        *,
+        alone: bool,
+        measured: bool = False,
     ) -> None:
         memory = HostMemory(schedule.arena_bytes)
         loop, block = native.library(), schedule.block_chunks * CHUNK
         self._runner = None if alone else _runner(memory, reader, outcomes)
         numbers = self._runner.number if self._runner is not None else constant
-        self.fused = FusedRunner(loop, memory, reader, block, numbers) if loop else None
+        self.fused = (
+            FusedRunner(loop, memory, reader, block, numbers, measured=measured) if loop else None
+        )
+        self._measured = measured
 
     def __enter__(self) -> "_Worker":
         return self
@@ -161,14 +174,20 @@ class _Worker:
         assert self._runner is not None, "the loop cannot do this alone"
         return self._runner
 
-    def block(self, task: Task, start: int, stop: int) -> tuple[list[memoryview], set[int]]:
-        """The bytes of each result's elements, and which of the results are not finite."""
+    def block(
+        self, task: Task, start: int, stop: int
+    ) -> tuple[list[memoryview], set[int], list[list[Sums]]]:
+        """The bytes of each result's elements, which of the results are not finite, and what their
+        rounding lost, where that is measured."""
         if self.fused is not None and self.fused.takes(task.step):
-            return self.fused.compute(start, stop), self.fused.not_finite
+            data = self.fused.compute(start, stop)
+            return data, self.fused.not_finite, self.fused.sums if self._measured else []
         from mergeengine.execution.arena import memory_of
 
         blocks = self.runner.run(task.step, start, stop)
-        return [memory_of(values) for values in blocks], self.runner.not_finite
+        found = [memory_of(values) for values in blocks], self.runner.not_finite
+        measure = self.runner.measure
+        return *found, measure(task.state.tensor, start, stop, blocks) if self._measured else []
 
     def leave(self, task: Task) -> "Tensor":
         """What a block of a reduction, or a whole node, leaves behind."""
@@ -202,35 +221,34 @@ def _work_on(
     work: Work,
     sinks: Sequence[Sink],
     reader: Reader,
-    progress: Callable[[int], None] | None,
+    watch: Watch,
     *,
     alone: bool,
 ) -> None:
     try:
         files = [sink for sink in sinks if isinstance(sink, FileSink)]
-        direct = len(files) == len(sinks)
-        with _Worker(schedule, reader, work.outcomes, alone=alone) as worker:
+        to_files = len(files) == len(sinks)
+        measured = watch.precision is not None
+        with _Worker(schedule, reader, work.outcomes, alone=alone, measured=measured) as worker:
             while (task := work.next()) is not None:
                 if task.step.kind != "write":
                     work.done(task, worker.leave(task))
                     continue
-                if direct and worker.fused is not None and worker.fused.takes(task.step):
-                    _write_directly(worker.fused, task, files, work, progress)
-                else:
-                    _write_blocks(worker, schedule.block_chunks, task, sinks, work, progress)
+                direct = to_files and worker.fused is not None and worker.fused.takes(task.step)
+                if not (direct and _write_directly(worker, task, files, watch)):
+                    _write_blocks(worker, schedule.block_chunks, task, sinks, watch)
                 work.done(task, None)
     except BaseException as error:  # handed to the thread that waits
         work.fail(error)
 
 
-def _write_directly(
-    fused: FusedRunner,
-    task: Task,
-    files: Sequence[FileSink],
-    work: Work,
-    progress: Callable[[int], None] | None,
-) -> None:
-    """Compute chunks and write them piece by piece, while the pieces are in the cache."""
+def _write_directly(worker: _Worker, task: Task, files: Sequence[FileSink], watch: Watch) -> bool:
+    """Compute chunks and write them piece by piece, while the pieces are in the cache.
+
+    False where something is not finite: then the chunks must be looked at before they count.
+    """
+    fused = worker.fused
+    assert fused is not None
     start, stop = span(task)
     ways = [(files[to.model], to.tensor) for to in task.state.tensor.destinations]
     try:
@@ -238,42 +256,26 @@ def _write_directly(
     except CannotWriteError as error:
         sink, tensor = ways[error.result]
         raise sink.failed(tensor, error) from error
+    if fused.not_finite:
+        return False
     for (sink, tensor), found in zip(ways, digests, strict=True):
         sink.record(tensor, task.first, found)
-    _finished(task, fused.not_finite, start, stop, work, progress)
+    watch.done(task, start, stop, fused.sums if watch.precision else [])
+    return True
 
 
 def _write_blocks(
-    worker: _Worker,
-    block_chunks: int,
-    task: Task,
-    sinks: Sequence[Sink],
-    work: Work,
-    progress: Callable[[int], None] | None,
+    worker: _Worker, block_chunks: int, task: Task, sinks: Sequence[Sink], watch: Watch
 ) -> None:
     """Compute chunks block by block and hand them to the sinks."""
     for first in range(task.first, task.last, block_chunks):
         start, stop = span(task, first, min(first + block_chunks, task.last))
-        blocks, strange = worker.block(task, start, stop)
+        blocks, strange, sums = worker.block(task, start, stop)
+        if strange:
+            watch.examiner.look(task.state.tensor, start, blocks, strange)
         for to, data in zip(task.state.tensor.destinations, blocks, strict=True):
             sinks[to.model].write(to.tensor, first, data)
-        _finished(task, strange, start, stop, work, progress)
-
-
-def _finished(
-    task: Task,
-    strange: set[int],
-    start: int,
-    stop: int,
-    work: Work,
-    progress: Callable[[int], None] | None,
-) -> None:
-    """Elements of a task are with the sinks."""
-    for number in strange:
-        to = task.state.tensor.destinations[number]
-        work.not_finite.add((to.model, to.tensor))
-    if progress is not None:
-        progress(task.step.results * (stop - start) * task.step.result.itemsize)
+        watch.done(task, start, stop, sums)
 
 
 def _run_chunks(schedule: Schedule) -> int:

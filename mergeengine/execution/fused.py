@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from ctypes import Array, c_ubyte, c_void_p
+from ctypes import Array, c_double, c_ubyte, c_void_p
 from dataclasses import dataclass
 
 from xxhash import xxh3_128_digest
@@ -12,6 +12,7 @@ from mergeengine.errors import MergeEngineError
 from mergeengine.execution import native
 from mergeengine.execution.loop_program import Numbers, compiled, constant, sources_of
 from mergeengine.execution.memory import HostMemory, apart, bytes_at
+from mergeengine.execution.precision import Sums
 from mergeengine.execution.reader import Reader
 from mergeengine.lazy.dtypes import FLOAT64
 from mergeengine.lazy.partition import CHUNK, chunk_count
@@ -61,7 +62,7 @@ class FusedRunner:
     """Runs blocks of output passes whose one piece is flat, in the memory of one worker.
 
     The files of the step at hand are kept open; ``close`` lets go of them. ``block`` is in
-    elements.
+    elements. ``measured``: ``sums`` are wanted.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class FusedRunner:
         reader: Reader,
         block: int,
         numbers: Numbers = constant,
+        *,
+        measured: bool = False,
     ) -> None:
         self._library = library
         self._memory = memory
@@ -80,6 +83,8 @@ class FusedRunner:
         self._step: Step | None = None
         self._ready: _Ready | None = None
         self._outcome = native.Outcome()
+        self._measured = measured
+        self._sums: Array[c_double] | None = None
 
     def takes(self, step: Step) -> bool:
         """Whether the loop can run this step; all values of earlier passes must be known."""
@@ -130,6 +135,17 @@ class FusedRunner:
         return digests
 
     @property
+    def sums(self) -> list[list[Sums]]:
+        """Of the last chunks, of each result (see ``precision``; zeros of what is no sum)."""
+        assert self._ready is not None
+        assert self._sums is not None
+        count, found = 2 * len(self._ready.results), list(self._sums)
+        return [
+            list(zip(found[at::count], found[at + 1 :: count], strict=True))
+            for at in range(0, count, 2)
+        ]
+
+    @property
     def not_finite(self) -> set[int]:
         """The last block's results that hold infinities or NaN that it computed."""
         strange: int = self._outcome.strange
@@ -152,6 +168,8 @@ class FusedRunner:
             room = bytes_at(place.offset, (stop - start) * size)
             self._reader.read_into(ready.sources[number][0].file, offset, room)
         outcome = self._outcome
+        if self._measured:
+            self._sums = (c_double * (2 * chunk_count(stop - start) * len(ready.results)))()
         self._library.run(
             ready.program,
             ready.inputs,
@@ -163,6 +181,7 @@ class FusedRunner:
             ready.piece,
             CHUNK,
             digests,
+            self._sums,
             outcome,
         )
         if outcome.kind == native.CANNOT_WRITE:

@@ -146,11 +146,11 @@ def _instructions(
 def _result(result: ProgramResult, step: Step, sources: list[tuple[Stored, int]]) -> native.Result:
     size = step.result.itemsize
     if _is_copied(result, step, sources):
-        return native.Result(native.RAW, size, -1, -1, result.copy)
+        return native.Result(native.RAW, size, -1, -1, result.copy, -1)
     assert isinstance(result.value, Register)
-    return native.Result(
-        native.DTYPES[step.result.name], size, result.value.index, result.after, -1
-    )
+    start = -1 if result.start is None else result.start
+    dtype = native.DTYPES[step.result.name]
+    return native.Result(dtype, size, result.value.index, result.after, -1, start)
 
 
 def _left_in_place(program: Program, step: Step, dtypes: list[DType], kept: set[int]) -> set[int]:

@@ -16,13 +16,16 @@ from mergeengine.compiler.program import holder
 from mergeengine.compiler.ring import SPACING, Ring, numbers_of, ring, spaced
 from mergeengine.compiler.schedule import SCRATCH, Schedule, Step
 from mergeengine.execution.arena import Arena, memory_of
-from mergeengine.execution.blocks import copy_results, evaluate
+from mergeengine.execution.blocks import BlockRunner, copy_results, evaluate
 from mergeengine.execution.inputs import Inputs, Region, regions
 from mergeengine.execution.kernels import round_there, torch_dtype
+from mergeengine.execution.memory import HostMemory
+from mergeengine.execution.precision import Sums
 from mergeengine.execution.queues import Device, TorchDevice
 from mergeengine.execution.reader import Reader
 from mergeengine.execution.slots import Lane, Slot, Slots, copy
 from mergeengine.execution.views import sizes_of
+from mergeengine.execution.watch import Watch
 from mergeengine.execution.whole import run_whole
 from mergeengine.execution.work import Sink, Task, Work, span
 from mergeengine.lazy.nodes import Node
@@ -49,7 +52,7 @@ class Pipeline:
         work: Work,
         sinks: Sequence[Sink],
         reader: Reader,
-        progress: Callable[[int], None] | None,
+        watch: Watch,
     ) -> list[Callable[[], None]]:
         """What the workers' threads do: run until nothing is left, or until the first error.
 
@@ -57,7 +60,7 @@ class Pipeline:
         """
         lanes = [Lane(device, self.ring) for device in self.devices]
         return [
-            _Worker(lanes[n % len(lanes)], self.ring, work, sinks, reader, progress).run
+            _Worker(lanes[n % len(lanes)], self.ring, work, sinks, reader, watch).run
             for n in range(self.ring.workers)
         ]
 
@@ -131,7 +134,7 @@ class _Worker:
         work: Work,
         sinks: Sequence[Sink],
         reader: Reader,
-        progress: Callable[[int], None] | None,
+        watch: Watch,
     ) -> None:
         self._lane = lane
         self._slots = Slots(lane, ring)
@@ -140,7 +143,10 @@ class _Worker:
         self._sinks = sinks
         self._inputs = Inputs(reader, work.outcomes)
         self._scratch = torch.empty(SCRATCH, dtype=torch.uint8)
-        self._progress = progress
+        self._watch = watch
+        # Measured on the host: little is, and queues need not wait for it.
+        memory = HostMemory(SCRATCH + ring.sample_bytes)
+        self._sampler = BlockRunner(Arena(memory), reader, work.outcomes)
 
     def run(self) -> None:
         """Work until nothing is left or something failed; what was issued is done at the end."""
@@ -175,7 +181,7 @@ class _Worker:
             slot.arena.rewind()
             loaded = self._load(slot, step, next(regions(step, start, stop)))
             copies = [result.copy for result in step.pieces[0].program.results]
-            self._deliver(task, [loaded[copy] for copy in copies if copy is not None])
+            self._deliver(task, [loaded[copy] for copy in copies if copy is not None], [])
             return
         block = self._read(slot, step, start, stop)
         size, dtype = (stop - start) * step.result.itemsize, torch_dtype(step.result)
@@ -191,22 +197,27 @@ class _Worker:
             block.compute(results, strange, self._lane.workspace)
 
         def arrived() -> None:
-            for to, flag in zip(
-                task.state.tensor.destinations, slot.result[flags:end].tolist(), strict=True
-            ):
-                if flag:
-                    self._work.not_finite.add((to.model, to.tensor))
-            self._deliver(task, [slot.result[place] for place in places])
+            blocks = [slot.result[place].view(dtype) for place in places]
+            sums = self._measured(task, blocks)
+            found = {n for n, flag in enumerate(slot.result[flags:end].tolist()) if flag}
+            if found:
+                data = [memory_of(values) for values in blocks]
+                self._watch.examiner.look(task.state.tensor, start, data, found)
+            self._deliver(task, blocks, sums)
 
         self._slots.issue(slot, compute, end, arrived)
 
-    def _deliver(self, task: Task, blocks: list[Tensor]) -> None:
+    def _measured(self, task: Task, blocks: list[Tensor]) -> list[list[Sums]]:
+        if self._watch.precision is None:
+            return []
+        return self._sampler.measure(task.state.tensor, *span(task), blocks)
+
+    def _deliver(self, task: Task, blocks: list[Tensor], sums: list[list[Sums]]) -> None:
         """Hand a block's results, in the host's memory, to the sinks."""
         for to, data in zip(task.state.tensor.destinations, blocks, strict=True):
             self._sinks[to.model].write(to.tensor, task.first, memory_of(data))
+        self._watch.done(task, *span(task), sums)
         self._work.done(task, None)
-        if self._progress is not None:
-            self._progress(sum(data.numel() * data.itemsize for data in blocks))
 
     def _reduce(self, task: Task) -> None:
         step, fold, chunk, (start, stop) = task.step, task.state.fold, task.first, span(task)

@@ -85,7 +85,6 @@ class Work:
     def __init__(self, schedule: Schedule, sinks: Sequence[Sink], run: int | None = None) -> None:
         self.outcomes: dict[_Outcome, Tensor] = {}
         self.error: BaseException | None = None
-        self.not_finite: set[tuple[int, int]] = set()  # model, tensor
         self._run = run or schedule.block_chunks
         self._sinks = sinks
         self._users = Counter(_outcome(s) for t in schedule.tensors for s in t.before)

@@ -2,7 +2,8 @@
 
 Every tensor is cut into chunks of ``CHUNK`` elements of its row-major order, whatever the
 machine and the memory: digests, journals and reductions count chunks, so no result depends on
-how much is read at a time.
+how much is read at a time. Where a sample will do, it is the first ``SAMPLE`` elements of every
+chunk.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from mergeengine.lazy.algebra import Box
 from mergeengine.lazy.nodes import Shape
 
 CHUNK = 1 << 20
+SAMPLE = 1 << 15  # as in native.c
 
 
 def chunk_count(numel: int) -> int:

@@ -62,6 +62,7 @@ class _Builder:
             on_missing=keys.on_missing,
             on_extra=keys.on_extra,
             on_mismatch=keys.on_mismatch,
+            on_nonfinite=keys.on_nonfinite,
             document=self.root.plain,
             text=text,
             seed=keys.seed,

@@ -60,6 +60,7 @@ _DESCRIPTIONS = {
     "on_mismatch": "A tensor of another shape.",
     "vocabulary": "Whose tokens have rows in the output, where vocabularies differ.",
     "compatibility": "Other code whose way with vocabularies is taken, to compare with it.",
+    "on_nonfinite": "Infinities or NaN among the computed values.",
 }
 _NAME = "[A-Za-z_][A-Za-z0-9_]*"
 _DEFINITIONS = {

@@ -21,6 +21,7 @@ OnExtra = Literal["error", "ignore", "copy"]
 OnMismatch = Literal["error", "keep_target"]
 Vocabulary = Literal["align", "target", "source_ft", "error"]
 Compatibility = Literal["finetuning-transfer"]
+OnNonfinite = Literal["error", "keep_target", "allow"]
 ComputeDtype = Literal["auto", "float32", "float64"]
 Role = Literal["target", "source_ft"]
 Quantization = Literal["none", "keep"]
@@ -141,6 +142,7 @@ class Plan:
     on_missing: OnMissing
     on_extra: OnExtra
     on_mismatch: OnMismatch
+    on_nonfinite: OnNonfinite
     document: dict[str, Any]
     text: str
     substituted: Substituted = field(default_factory=Substituted)

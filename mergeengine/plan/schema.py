@@ -34,6 +34,7 @@ from mergeengine.plan.plan import (
     OnExtra,
     OnMismatch,
     OnMissing,
+    OnNonfinite,
     Quantization,
     Vocabulary,
 )
@@ -321,5 +322,6 @@ class PlanKeys(Keys):
     on_missing: OnMissing = "error"
     on_extra: OnExtra = "error"
     on_mismatch: OnMismatch = "error"
+    on_nonfinite: OnNonfinite = "error"
     vocabulary: Vocabulary = "align"
     compatibility: Compatibility | None = None

@@ -218,6 +218,7 @@ class LazyCheckpoint(Mapping[str, LazyTensor]):
                 plan={"name": f"save {self.formula}", "formula": self.formula},
                 models=tuple(Model("input", text, pins[text]) for text in sorted(pins)),
                 decisions={},
+                on_nonfinite="allow",
             )
             (produced,), _ = produce(
                 [job],

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
@@ -21,14 +22,23 @@ from mergeengine.output.layout import INDEX, Layout
 from mergeengine.output.manifest import MANIFEST, Manifest, Model, file_digest
 from mergeengine.output.workspace import Workspace, allocated_bytes, output_error, workspace_path
 from mergeengine.output.writer import ShardWriter
+from mergeengine.plan.plan import OnNonfinite
 from mergeengine.units import format_size
 from mergeengine.values.digests import digest_of
 from mergeengine.workflow.existing import Existing, look, may_replace
 from mergeengine.workflow.measure import Meter
+from mergeengine.workflow.numeric_findings import (
+    not_finite_error,
+    not_finite_warnings,
+    precision_of,
+    precision_warnings,
+)
 from mergeengine.workflow.settings import Settings
 
 if TYPE_CHECKING:
+    from mergeengine.execution.nonfinite import NotFinite
     from mergeengine.execution.pipeline import Pipeline
+    from mergeengine.execution.precision import Loss
 
 Phase = Literal["checking", "downloading", "merging", "sealing"]
 Progress = Callable[[Phase, int, int], None]
@@ -41,7 +51,8 @@ class Job:
 
     ``identity`` is the digest of all that decides the output's bytes. ``inputs`` are the models
     whose weights are read, ``files`` those of their files that really are. ``plan``, ``models`` and
-    ``decisions`` go into the manifest as they are.
+    ``decisions`` go into the manifest as they are. ``on_nonfinite``: what to do about infinities
+    and NaN among computed values.
     """
 
     name: str
@@ -55,6 +66,7 @@ class Job:
     plan: Mapping[str, Any]
     models: tuple[Model, ...]
     decisions: Mapping[str, Any]
+    on_nonfinite: OnNonfinite = "error"
 
     def missing(self) -> list[tuple[Checkpoint, StoredFile]]:
         """Files of weights that are still to be fetched from the hub."""
@@ -81,11 +93,15 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """What became of a job. ``made`` is False where the output was up to date."""
+    """What became of a job. ``made`` is False where the output was up to date.
+
+    ``precision`` is what a report says of the rounding; None where no deltas were added.
+    """
 
     made: bool
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    precision: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +129,9 @@ class _Begun:
     workspace: Workspace
     existing: Existing
 
+
+_Watched = tuple[tuple[str, ...], Mapping[str, Any] | None]
+"""Warnings, and what a report says of the rounding."""
 
 Scheduler = Callable[[Sequence[Job]], Schedule]
 """Makes the schedule that makes jobs together."""
@@ -158,14 +177,14 @@ def produce(
         meter.lap("prepare")
         _fetch(now, tell)
         meter.lap("download")
-        made, digests, strange = _merge(begun, schedule, pipeline, tell)
+        made, digests, watched = _merge(begun, schedule, pipeline, tell)
         meter.lap("merge")
-        for each, tensors, names in zip(begun, digests, strange, strict=True):
+        for each, tensors, found in zip(begun, digests, watched, strict=True):
             _seal(each.job, each.workspace, tensors)
             each.workspace.install()
             old = each.existing
             replaced = () if old.state == "absent" else (f"replaced an output: {old.reason}",)
-            produced[each.job.output] = Produced(True, replaced, _not_finite(names))
+            produced[each.job.output] = Produced(True, replaced, *found)
         meter.lap("seal")
     written, kept, transferred = made
     bounds, name = bounds_of(schedule, pipeline), pipeline.name if pipeline else "cpu"
@@ -210,17 +229,6 @@ def _begin(job: Job, stack: ExitStack, tell: Progress, *, force: bool) -> _Begun
     if existing.state != "absent" and not force:
         _check_replaceable(job, existing, tell)
     return _Begun(job, workspace, existing)
-
-
-def _not_finite(names: list[str]) -> tuple[str, ...]:
-    if not names:
-        return ()
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return (
-        f"{len(names)} computed tensors hold infinities or NaN: {', '.join(names[:5])}{more}. "
-        "An input has them, or values left the range of the output's dtype: such a model is of no "
-        "use",
-    )
 
 
 def _clear_leftovers(output: Path) -> None:
@@ -296,11 +304,12 @@ def _fetch(jobs: Sequence[Job], tell: Progress) -> None:
 
 def _merge(
     begun: Sequence[_Begun], schedule: Schedule, pipeline: "Pipeline | None", tell: Progress
-) -> tuple[tuple[int, int, int], list[dict[str, str]], list[list[str]]]:
-    """Write the weights into the workspaces: bytes written, kept, transferred, and for each
-    job the digests, and the names of tensors with values that are not finite (of what this run
-    computed)."""
+) -> tuple[tuple[int, int, int], list[dict[str, str]], list[_Watched]]:
+    """Write the weights into the workspaces: bytes written, kept, transferred, and for each job
+    the digests, and what is said of the numbers that this run computed."""
     from mergeengine.execution.executor import execute
+    from mergeengine.execution.nonfinite import Guard
+    from mergeengine.execution.precision import Precision
     from mergeengine.execution.reader import Reader
 
     with ExitStack() as stack:
@@ -321,13 +330,36 @@ def _merge(
                 tell("merging", min(kept + written, total), total)
 
         tell("merging", kept, total)
-        strange = execute(schedule, *writers, pipeline=pipeline, reader=reader, progress=progress)
+        guards = [
+            Guard(each.job.on_nonfinite, partial(not_finite_error, models=each.job.models))
+            for each in begun
+        ]
+        precision = Precision(schedule)
+        strange = execute(
+            schedule,
+            *writers,
+            pipeline=pipeline,
+            reader=reader,
+            progress=progress,
+            precision=precision,
+            guards=guards,
+        )
         reader.check_unchanged()
         tell("sealing", 0, 1)
         for writer in writers:
             writer.sync()
+        watched = [
+            _watched(each.job, precision.of(model), found)
+            for model, (each, found) in enumerate(zip(begun, strange, strict=True))
+        ]
         made = written, kept, reader.transferred
-        return made, [writer.digests() for writer in writers], strange
+        return made, [writer.digests() for writer in writers], watched
+
+
+def _watched(job: Job, losses: "list[Loss]", found: "list[NotFinite]") -> _Watched:
+    kept = job.on_nonfinite == "keep_target"
+    warnings = not_finite_warnings(found, job.models, kept=kept) + precision_warnings(losses)
+    return tuple(warnings), precision_of(losses) if losses else None
 
 
 def _seal(job: Job, workspace: Workspace, tensors: dict[str, str]) -> None:

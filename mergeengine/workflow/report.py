@@ -17,6 +17,7 @@ def made(prepared: Prepared, produced: Produced) -> dict[str, Any]:
         "identity": prepared.identity,
         "tensors": prepared.binding.counts(),
         "vocabulary": dict(prepared.binding.vocabulary),
+        "precision": produced.precision,
     }
 
 

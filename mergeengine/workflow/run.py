@@ -112,6 +112,7 @@ def job_of(prepared: Prepared) -> Job:
             for role, model in prepared.models.roles()
         ),
         decisions={"tensors": prepared.binding.counts(), "notes": list(prepared.notes)},
+        on_nonfinite=plan.on_nonfinite,
     )
 
 

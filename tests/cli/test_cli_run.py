@@ -39,7 +39,7 @@ def test_json_and_report_say_the_same(here, command):
     assert set(ended.json) == {
         "plan", "output", "made", "identity", "seconds", "bytes", "gigabytes_per_second",
         "memory", "device", "loop", "workers", "block_chunks", "tensors", "vocabulary", "notes",
-        "warnings",
+        "warnings", "precision",
     }  # fmt: skip
     assert ended.json["made"] is True
     assert ended.json["tensors"] == {"merged": 6, "frozen": 2, "not float": 1}

@@ -29,12 +29,12 @@ def work(folder: Path, of_target: int, of_sources: int) -> int:
 
 
 def test_a_tensor_more_takes_so_much_work_and_no_more(tmp_path: Path) -> None:
-    """They were 1970 before programs were shared and files sampled where tensors meet, then 1314, and
-    are 1497 with names, remote files, adapters and vocabularies looked at. Raise the limit for what
-    is worth it; what is repeated without need shows here."""
+    """They were 1970 before programs were shared and files sampled where tensors meet, then 1314,
+    and are 1530 with names, remote files, adapters, vocabularies and losses to rounding looked at.
+    Raise the limit for what is worth it; what is repeated without need shows here."""
     work(tmp_path / "first", 50, 50)  # imports and caches
     more = work(tmp_path / "more", 1200, 1200) - work(tmp_path / "less", 600, 600)
-    assert more / 600 <= 1520
+    assert more / 600 <= 1550
 
 
 def test_tensors_of_one_shape_are_compiled_once(

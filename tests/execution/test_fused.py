@@ -343,7 +343,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_structures_are_those_of_the_c_file() -> None:
     """Sizes as the C compiler lays them out on every 64-bit system."""
     pointers = 5 * struct.calcsize("P")
-    expected = {"Instruction": 20, "Source": 8, "Result": 20, "Place": 16, "Outcome": 24}
+    expected = {"Instruction": 20, "Source": 8, "Result": 24, "Place": 16, "Outcome": 24}
     for name, size in expected.items():
         assert sizeof(getattr(native, name)) == size
     assert sizeof(native.Program) == 24 + pointers

@@ -22,6 +22,7 @@ from mergeengine.errors import InputChangedError
 from mergeengine.execution import pipeline as pipeline_module
 from mergeengine.execution import work
 from mergeengine.execution.executor import execute
+from mergeengine.execution.nonfinite import NotFinite
 from mergeengine.execution.pipeline import Pipeline
 from mergeengine.execution.slots import Lane, Slot, Slots
 from mergeengine.lazy.dtypes import BFLOAT16, FLOAT32, FLOAT64, DType
@@ -47,7 +48,7 @@ def through(
     workers: int = 1,
     sink: Kept | None = None,
     **sizes: int,
-) -> tuple[dict[tuple[int, int], bytes], list[list[str]]]:
+) -> tuple[dict[tuple[int, int], bytes], list[list[NotFinite]]]:
     """The parts that a sink is given, and the outputs that are told not to be finite."""
     sink = sink or Kept()
     opened = Pipeline(devices, planned(plan, len(devices), workers, **sizes), GiB)
@@ -56,7 +57,7 @@ def through(
     return sink.parts, strange
 
 
-def by_the_cpu(plan: Schedule) -> tuple[dict[tuple[int, int], bytes], list[list[str]]]:
+def by_the_cpu(plan: Schedule) -> tuple[dict[tuple[int, int], bytes], list[list[NotFinite]]]:
     sink = Kept()
     strange = execute(plan, sink)
     return sink.parts, strange
@@ -181,8 +182,9 @@ def test_values_that_are_not_finite_are_told(store: Store) -> None:
         plan = scheduled(values, dtype)
         found = through(plan, StandInDevice())
         assert found == by_the_cpu(plan)
-        assert "0" in found[1][0]
-        assert "2" not in found[1][0]
+        names = [each.tensor for each in found[1][0]]
+        assert "0" in names
+        assert "2" not in names
 
 
 def test_bytes_of_eight_bits_are_converted_there(store: Store) -> None:

@@ -125,6 +125,7 @@ def test_every_form_of_a_value() -> None:
         {"version": "1"},
         {"base": "https://huggingface.co/org/a"},
         {"on_missing": "skip"},
+        {"on_nonfinite": "skip"},
         {"sources": [{"source_ft": "org/x"}]},
         {"vars": {"a-b": 1}},
         {"include": []},

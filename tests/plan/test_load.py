@@ -33,6 +33,7 @@ numerics:
 on_missing: keep_target
 on_extra: copy
 on_mismatch: keep_target
+on_nonfinite: allow
 """
 SHORT = "version: 1\nbase: org/old\nsource_ft: ./tuned\n"
 
@@ -66,6 +67,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
         "copy",
         "keep_target",
     )
+    assert plan.on_nonfinite == "allow"
 
 
 def test_defaults() -> None:
@@ -84,6 +86,7 @@ def test_defaults() -> None:
     assert plan.output.generation_config == "source_ft"
     assert plan.numerics.compute_dtype == "auto"
     assert (plan.on_missing, plan.on_extra, plan.on_mismatch) == ("error", "error", "error")
+    assert plan.on_nonfinite == "error"
 
 
 def test_several_sources_inherit_and_override_the_base() -> None:

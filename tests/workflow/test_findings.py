@@ -40,32 +40,6 @@ def warned(result: mergeengine.RunResult, part: str) -> bool:
     return any(part in warning for warning in result.warnings)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_values_that_are_not_finite_are_told(
-    dtype: torch.dtype, value: float, plan: Path, tmp_path: Path
-) -> None:
-    for name in ("target", "base", "ft"):
-        write(tmp_path / name, w=torch.randn(700, 900).to(dtype), n=torch.randn(20))
-    tensors = load_file(tmp_path / "ft" / "model.safetensors")
-    tensors["w"][600, 5] = value
-    write(tmp_path / "ft", **tensors)
-    result = mergeengine.run(plan)
-    assert warned(result, "1 computed tensors hold infinities or NaN: w.")
-    assert result.made
-
-
-def test_an_overflow_of_the_output_dtype_is_told(plan: Path, tmp_path: Path) -> None:
-    write(tmp_path / "target", w=torch.full((300, 20), 1e5).to(torch.bfloat16), n=torch.ones(20))
-    replan(tmp_path, "scaling: 1.0\n")
-    result = mergeengine.run(plan, overrides=["output.dtype=float16"])
-    assert warned(result, "hold infinities or NaN: w.")
-
-
-def test_finite_values_are_not_told_of(plan: Path) -> None:
-    assert not warned(mergeengine.run(plan), "infinities")
-
-
 def test_a_delta_of_zero_is_told(plan: Path) -> None:
     result = mergeengine.run(plan, overrides=["source_ft=./base"])
     assert warned(result, "the delta is zero")

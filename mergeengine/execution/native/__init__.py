@@ -59,8 +59,11 @@ class Source(Structure):
     _fields_ = [(name, c_int32) for name in ("dtype", "itemsize")]
 
 
+RESULT = ("dtype", "itemsize", "register", "after", "copy", "start")
+
+
 class Result(Structure):
-    _fields_ = [(name, c_int32) for name in ("dtype", "itemsize", "register", "after", "copy")]
+    _fields_ = [(name, c_int32) for name in RESULT]
 
 
 class Program(Structure):
@@ -93,11 +96,11 @@ class Library:
         self.path = path
         loaded = ctypes.CDLL(str(path))
         self.level: int = loaded.me_level()
-        self._run = loaded.me_run
+        self._run = loaded.me_merge
         self._run.argtypes = [
             *(POINTER(Program), c_int, POINTER(Place), POINTER(Place)),
             *(POINTER(c_void_p), POINTER(c_void_p), c_void_p, c_int64, c_int64, c_int64),
-            *(POINTER(c_ubyte), POINTER(Outcome)),
+            *(POINTER(c_ubyte), POINTER(c_double), POINTER(Outcome)),
         ]
 
     @property
@@ -116,6 +119,7 @@ class Library:
         piece: int,
         chunk: int,
         digests: "Array[c_ubyte] | None",
+        sums: "Array[c_double] | None",
         outcome: Outcome,
     ) -> None:
         """``elements`` of every result, ``piece`` at a time; other threads run meanwhile.
@@ -124,7 +128,8 @@ class Library:
         program's. An output whose file is -1 is not written. Without ``digests``, ``targets`` take
         all elements of each result; with them a piece, again and again, and ``digests`` take the
         XXH3-128 (16 bytes) of every ``chunk`` elements of every result, chunk by chunk, where that
-        is more than ``SHORT`` bytes.
+        is more than ``SHORT`` bytes. ``sums`` take two numbers of every chunk of every result: see
+        ``execution.precision``.
         """
         self._run(
             byref(program),
@@ -138,6 +143,7 @@ class Library:
             piece,
             chunk,
             digests,
+            sums,
             byref(outcome),
         )
 

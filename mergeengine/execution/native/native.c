@@ -15,6 +15,7 @@
 
 #define STORED (1 << 20)
 #define VECTOR 2048 /* elements of a register: three of them fit the first-level cache */
+#define SAMPLE (1 << 15) /* elements at the beginning of every chunk whose rounding is measured */
 
 /* A loop's result may lie in an operand's place: one element never depends on another. */
 #if defined(__clang__)
@@ -40,6 +41,7 @@ typedef struct {
     int32_t dtype, itemsize;
     int32_t reg, after; /* the register that holds it once instruction `after` is done */
     int32_t copy;       /* a source whose bytes are the result as they are, or -1 */
+    int32_t start;      /* the source that it is a sum upon, or -1 */
 } Result;
 
 typedef struct {
@@ -207,7 +209,8 @@ static void finish(const Digest *d, unsigned char *result) {
 #endif
 #endif
 
-typedef int Vector(const Program *, char *, const char *const *, char *const *, long, long);
+typedef int Vector(const Program *, char *, const char *const *, char *const *, long, long,
+                   double *);
 typedef void Hash(Digest *, const unsigned char *, long, int, unsigned char *);
 
 /* 0: plain C, 1: AVX2, 2: AVX-512. */
@@ -309,14 +312,19 @@ static void announce_chunk(const Program *p, const Place *inputs, int64_t start,
 
 /* `elements` elements of every result, `piece` at a time. `inputs` and `outputs` are where they
    lie in files (an output's file may be -1: not written; an input's, too: then its offset is an
-   address, where all of it is); `buffers` are the inputs' buffers of a piece each. `registers` hold the program's and one more.
+   address, where all of it is); `buffers` are the inputs' buffers of a piece each. `registers` hold
+   the program's and one more.
 
    Without `digests`, `targets` take the results' elements. With `digests`, `targets` are of a piece
    each, used over and over, and what is left is the XXH3-128 of every `chunk` elements (a multiple
-   of `piece`) of every result, chunk by chunk, where that is more than 240 bytes. */
-int me_run(const Program *p, int level, const Place *inputs, const Place *outputs,
+   of `piece`) of every result, chunk by chunk, where that is more than 240 bytes.
+
+   `sums`, if any, take two sums of squares of each chunk's first SAMPLE elements of every result
+   that is a sum upon a source, chunk by chunk: of what rounding it changed, and of what was added
+   to that source. What is not finite counts as 0. */
+int me_merge(const Program *p, int level, const Place *inputs, const Place *outputs,
            char *const *buffers, char *const *targets, char *registers, int64_t elements,
-           int64_t piece, int64_t chunk, unsigned char *digests, Outcome *outcome) {
+           int64_t piece, int64_t chunk, unsigned char *digests, double *sums, Outcome *outcome) {
     Vector *vector = vector_of(level);
     Hash *hash = hash_of(level);
     const char *from[p->source_count];
@@ -351,7 +359,8 @@ int me_run(const Program *p, int level, const Place *inputs, const Place *output
         }
         for (long first = 0; first < count; first += VECTOR) {
             const long n = count - first < VECTOR ? count - first : VECTOR;
-            outcome->strange |= vector(p, registers, from, moved, first, n);
+            double *sampled = sums && (start + first) % chunk < SAMPLE ? sums + number * p->results * 2 : 0;
+            outcome->strange |= vector(p, registers, from, moved, first, n, sampled);
         }
         for (int r = 0; r < p->results; r++) {
             const int64_t size = p->outputs[r].itemsize;

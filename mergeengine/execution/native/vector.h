@@ -206,11 +206,44 @@ static void LEVEL(widen)(const float *restrict from, double *restrict to, long n
         to[i] = (double)from[i];
 }
 
+/* --- what rounding lost --------------------------------------------------------------------- */
+
+/* By halving: the same additions whatever the width of the processor's vectors. */
+static double LEVEL(halved)(double *values) {
+    for (long half = VECTOR / 2; half; half /= 2)
+        for (long i = 0; i < half; i++)
+            values[i] += values[i + half];
+    return values[0];
+}
+
+static void LEVEL(measure)(const void *value, int wide, const void *out, int out_dtype,
+                           const void *base, int base_dtype, long n, double *sums) {
+    double exact[VECTOR], lost[VECTOR] = {0}, added[VECTOR] = {0};
+    if (wide) {
+        memcpy(exact, value, (size_t)n * sizeof *exact);
+        LEVEL(load_double)(base_dtype, base, added, n);
+    } else {
+        float seen[VECTOR]; /* the base as the arithmetic sees it */
+        LEVEL(load_float)(base_dtype, base, seen, n);
+        LEVEL(widen)(seen, added, n);
+        LEVEL(widen)(value, exact, n);
+    }
+    LEVEL(load_double)(out_dtype, out, lost, n);
+    for (long i = 0; i < n; i++) {
+        double e = lost[i] - exact[i], d = exact[i] - added[i];
+        int finite = (e - e == 0) & (d - d == 0);
+        lost[i] = finite ? e * e : 0;
+        added[i] = finite ? d * d : 0;
+    }
+    sums[0] += LEVEL(halved)(lost);
+    sums[1] += LEVEL(halved)(added);
+}
+
 /* --- the machine ------------------------------------------------------------------------------ */
 
-/* A register is VECTOR elements of the arithmetic's type. */
+/* A register is VECTOR elements of the arithmetic's type. `sums` as in me_merge, of this chunk. */
 static int LEVEL(vector)(const Program *p, char *registers, const char *const *sources,
-                         char *const *targets, long first, long n) {
+                         char *const *targets, long first, long n, double *sums) {
     int strange = 0;
     const int wide = p->compute == F64;
     const long size = VECTOR * (wide ? 8 : 4);
@@ -260,6 +293,12 @@ static int LEVEL(vector)(const Program *p, char *registers, const char *const *s
             case F16: strange |= LEVEL(store_f16)(value, (uint16_t *)out, n) << r; break;
             case F32: strange |= LEVEL(store_f32)(value, (float *)out, n) << r; break;
             case F64: strange |= LEVEL(store_f64)(value, (double *)out, n) << r; break;
+            }
+            if (sums && result->start >= 0) {
+                const Source *base = &p->sources[result->start];
+                LEVEL(measure)(REGISTER(result->reg), wide, out, result->dtype,
+                               sources[result->start] + first * base->itemsize, base->dtype, n,
+                               sums + 2 * r);
             }
         }
     }

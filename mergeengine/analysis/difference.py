@@ -17,7 +17,8 @@ _TOLD_ELSEWHERE = {
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two plans: with what each role's model is now, and all its tensors."""
+    """One of the two plans: with what each role's model is, and all its tensors. Files of masks and
+    tokens that were looked up are roles of their own, ``mask FILE`` and ``token TEXT of MODEL``."""
 
     plan: Plan
     models: Mapping[str, tuple[str, str]]  # role -> reference, content
@@ -35,11 +36,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """`settings` and models as ``what: old → new``; `changes` of tensors; `same`: the others."""
+    """`settings` and models as ``what: old → new``; `changes` of tensors; `same`: the others, which
+    have other values all the same where the content of an input changed."""
 
     settings: tuple[str, ...]
     changes: tuple[Change, ...]
     same: int
+    inputs_changed: bool = False
 
 
 def difference(old: Side, new: Side) -> Difference:
@@ -56,7 +59,12 @@ def difference(old: Side, new: Side) -> Difference:
         for lines, members in alike.items()
     )
     settings = (*_models(old.models, new.models), *_settings(old.plan, new.plan))
-    return Difference(settings, tuple(changes), len(same))
+    inputs_changed = any(
+        old.models[role][1] != content
+        for role, (reference, content) in new.models.items()
+        if role in old.models and old.models[role][0] == reference
+    )
+    return Difference(settings, tuple(changes), len(same), inputs_changed)
 
 
 def _lines(old: Explanation | None, new: Explanation | None) -> Iterator[str]:
@@ -89,13 +97,14 @@ def _models(
 ) -> Iterator[str]:
     for role in dict.fromkeys((*old, *new)):
         before, after = old.get(role), new.get(role)
+        what = "mask" if role.startswith("mask ") else role
         if before is not None and after is not None and before[1] == after[1]:
             continue
         if before is not None and after is not None and before[0] == after[0]:
-            yield f"{role}: {before[0]} ({before[1]} → {after[1]})"
+            yield f"{what}: {before[0]} ({before[1]} → {after[1]})"
         else:
             names = [each[0] if each is not None else "none" for each in (before, after)]
-            yield f"{role}: {' → '.join(names)}"
+            yield f"{what}: {' → '.join(names)}"
 
 
 def _settings(old: Plan, new: Plan) -> Iterator[str]:

@@ -133,7 +133,7 @@ def _text(term: Term, delta: Delta) -> str:
         masks = f"{abs(delta.plan_mask.value * delta.source_mask.value):.6g} · "
         bounded = f"min({abs(delta.scaling.value):.6g}, {delta.limit.value:.6g} · {norms})"
         size = f"{'' if masks == '1 · ' else masks}{bounded}"
-    elif delta.source.scaling.measure == "ratio":
+    elif delta.measure == "ratio":
         size = f"{size} · {norms}"
     return f" {sign} {size} · {term.delta}"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mergeengine.analysis.explain import Explanation
 from mergeengine.values.anatomy import layer_of
+from mergeengine.values.kinds import module_of
 from mergeengine.values.selectors import spans
 
 NOTHING = "·"  # a module without a delta
@@ -16,8 +17,8 @@ NOTHING = "·"  # a module without a delta
 class Scales:
     """One delta's coefficients: least and greatest for each layer and kind of module.
 
-    The kind of a tensor is the last word of its name that is no number and not ``weight`` or
-    ``bias``: ``q_proj``, ``input_layernorm``. `outside` are those that lie in no layer.
+    The kind of a tensor is the name of its module, as selectors have it: ``q_proj``,
+    ``input_layernorm``. `outside` are those that lie in no layer.
     """
 
     source: str
@@ -55,7 +56,7 @@ def _of_source(source: str, explanations: list[Explanation]) -> Scales:
     for each in explanations:
         for term in each.terms:
             if term.source == source:
-                place = layer_of(each.name), kind_of(each.name)
+                place = layer_of(each.name), module_of(each.name) or each.name
                 found.setdefault(place, []).append(term.coefficient)
     ends = {place: (min(numbers), max(numbers)) for place, numbers in found.items()}
     inside = {(layer, kind): v for (layer, kind), v in ends.items() if layer is not None}
@@ -66,14 +67,6 @@ def _of_source(source: str, explanations: list[Explanation]) -> Scales:
         values=inside,
         outside={kind: value for (layer, kind), value in ends.items() if layer is None},
     )
-
-
-def kind_of(name: str) -> str:
-    """``q_proj`` of ``model.layers.3.self_attn.q_proj.weight``."""
-    words = [word for word in name.split(".") if not word.isdecimal()]
-    if len(words) > 1 and words[-1] in ("weight", "bias"):
-        words.pop()
-    return words[-1] if words else name
 
 
 def _cell(value: tuple[float, float] | None) -> str:

@@ -95,17 +95,25 @@ def command(
 def _tell_difference(old: "Plan", new: "Plan", settings: "Settings", style: str) -> None:
     from mergeengine.analysis.difference import Side, difference
     from mergeengine.analysis.explain import explain
+    from mergeengine.output.lock import PlanLock, lock_path, read_lock
     from mergeengine.workflow.prepare import bind_models, resolve
 
     sides = []
     for plan in (old, new):
         models, pins = resolve(plan, settings)
-        binding = bind_models(plan, models).binding
-        roles = {
-            role: (model.reference.text, pins.models[model.reference.text])
-            for role, model in models.roles()
-        }
-        sides.append(Side(plan, roles, explain(plan, binding)))
+        # What the old plan's inputs were when they were locked; what the new one would read now.
+        lock = (read_lock(lock_path(plan.file)) if plan is old else None) or PlanLock()
+        roles = {}
+        for role, model in models.roles():
+            text = model.reference.text
+            content = lock.models.get(text, pins.models[text])
+            roles[f"mask {text}" if role == "mask" else role] = text, content
+        for text, now in pins.substituted.get("tokens", {}).items():
+            ids = {token: f"{number}" for token, number in now.items()}
+            ids |= {t: f"{n}" for t, n in lock.tokens(text).items() if t in now}
+            for token, number in ids.items():
+                roles[f"token {token} of {text}"] = number, number
+        sides.append(Side(plan, roles, explain(plan, bind_models(plan, models).binding)))
     found = difference(*sides)
     if style == "json":
         emit_json(
@@ -116,6 +124,7 @@ def _tell_difference(old: "Plan", new: "Plan", settings: "Settings", style: str)
                     for each in found.changes
                 ],
                 "unchanged": found.same,
+                "inputs_changed": found.inputs_changed,
             }
         )
         return
@@ -126,7 +135,8 @@ def _tell_difference(old: "Plan", new: "Plan", settings: "Settings", style: str)
         for line in each.lines:
             emit(f"  {line}")
     changed = sum(len(each.names) for each in found.changes)
-    emit(f"{changed} tensors are made otherwise, {found.same} as before")
+    of = ", of inputs that have changed" if found.inputs_changed else ""
+    emit(f"{changed} tensors are made otherwise, {found.same} as before{of}")
 
 
 def _sweep_lines(plan_file: Path, sweep: "SweepStatus") -> Iterator[tuple[str, str]]:

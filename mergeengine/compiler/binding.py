@@ -15,6 +15,7 @@ from mergeengine.compiler.correspondence import Counterparts, in_place_of
 from mergeengine.compiler.element_masks import Files, actions_on, masked_delta, misfits
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
 from mergeengine.compiler.rules import check_parameters, check_renames, check_rules, shadowed
+from mergeengine.compiler.tokens import look_up_tokens
 from mergeengine.errors import CheckpointError
 from mergeengine.lazy.tensor import LazyTensor
 from mergeengine.lazy.weight import Weight, difference, node_of
@@ -26,6 +27,7 @@ from mergeengine.values.anatomy import Anatomy, TensorFacts
 from mergeengine.values.decisions import Decision
 from mergeengine.values.masks import decision_of
 from mergeengine.values.renaming import ROLES_OF_NAMES
+from mergeengine.values.scaling import Measure
 
 Kind = Literal[
     "merged", "frozen", "kept", "not float", "missing", "mismatch", "unmapped", "copied", "scales"
@@ -49,6 +51,7 @@ class Delta:
     source_mask: Decision
     limit: Decision | None = None
     actions: tuple[Applied, ...] = ()
+    measure: Measure = "factor"
 
     @property
     def coefficient(self) -> float:
@@ -60,7 +63,7 @@ class Delta:
     def weight(self, target: LazyTensor, difference: LazyTensor) -> float | LazyTensor:
         """What the difference is multiplied by: masks weaken what the norms decide."""
         coefficient = self.coefficient
-        if not coefficient or (self.limit is None and self.source.scaling.measure == "factor"):
+        if not coefficient or (self.limit is None and self.measure == "factor"):
             return coefficient
         if self.limit is None:
             measured = to_ratio(target, difference, self.scaling.value)
@@ -148,9 +151,12 @@ def bind(
     masks are read from, ``tokenizer`` the model whose tokenizer the output gets.
 
     Raises CheckpointError with the complete list of what does not fit, and PlanError for a mask
-    or dtype rule that matches no tensor.
+    or dtype rule that matches no tensor, and for tokens that the tokenizer has not.
     """
-    aligned = align(plan, target, list(sources), tokenizer)
+    three = list(sources)
+    plan, _ = look_up_tokens(plan, tokenizer or target, target, [ft for _, _, ft in three])
+    three = [(own, base, ft) for own, (_, base, ft) in zip(plan.sources, three, strict=True)]
+    aligned = align(plan, target, three, tokenizer)
     target = aligned.target
     pairs = [(source, *_counterparts(target, source, *two)) for source, *two in aligned.sources]
     anatomy = Anatomy({name: tensor.shape for name, tensor in target.tensors.items()})
@@ -249,7 +255,8 @@ def _bound(
                 for finding in lacking:
                     errors.add(*finding)
                 actions = () if lacking else actions_on(own_entry, plan_entry)
-            found.append(Delta(source, both[0], both[1], *decisions, limit, actions))
+            measure = source.scaling.measure_at(facts)
+            found.append(Delta(source, both[0], both[1], *decisions, limit, actions, measure))
         elif problem is not None and not frozen:
             kind, sentence, line, way_out = problem
             keep = plan.on_missing if kind == "missing" else plan.on_mismatch

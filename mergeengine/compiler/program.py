@@ -278,6 +278,21 @@ def prerequisites(*roots: Node) -> list[Node]:
     return [node for node in walk(*roots) if node.kind in ("reduction", "whole")]
 
 
+def feeding(*roots: Node) -> Iterator[Node]:
+    """The reductions and whole nodes whose values are used where ``roots`` are computed."""
+    seen: set[Node] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node in seen or not node.passes:
+            continue
+        seen.add(node)
+        if node.kind in ("reduction", "whole"):
+            yield node
+        else:
+            stack.extend(node.inputs)
+
+
 def tile_shape(shape: Shape, elements: int) -> Shape:
     """The largest leading part of ``shape`` (whole trailing dimensions) within ``elements``."""
     tile = list(shape)

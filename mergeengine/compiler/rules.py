@@ -13,7 +13,7 @@ from mergeengine.values.nearest import did_you_mean, nearest
 from mergeengine.values.parameters import Parameter
 from mergeengine.values.positions import Position
 from mergeengine.values.renaming import ROLES_OF_NAMES
-from mergeengine.values.selectors import Selector, first_match
+from mergeengine.values.selectors import Rule, Selector, first_match
 
 Listed = tuple[str, Position | None, Selector]
 """What a rule is called, where it stands, and what it selects."""
@@ -70,9 +70,19 @@ def _rules(plan: Plan) -> Iterator[Listed]:
         yield "mask", entry.position, entry.selector
     for rule in plan.output.dtype.rules:
         yield "dtype rule", rule.position, rule.selector
+    for key, rules in _numbers(plan):
+        for each in rules:
+            if not each.selector.selects_all:
+                yield f"rule of `{key}`", each.position, each.selector
+
+
+def _numbers(plan: Plan) -> Iterator[tuple[str, Sequence[Rule]]]:
+    """Every list of rules that decide a number, and the key that it stands under."""
+    for source in plan.sources:
+        yield "scaling", source.scaling.rules
     for parameter in _parameters(plan):
-        for position, selector in parameter.selectors():
-            yield f"rule of `{parameter.key}`", position, selector
+        for rules in parameter.lists():
+            yield parameter.key, rules
 
 
 def _masks(plan: Plan) -> Iterator[MaskEntry]:
@@ -88,7 +98,11 @@ def _parameters(plan: Plan) -> Iterator[Parameter]:
 
 
 def shadowed(plan: Plan, tensors: Sequence[TensorFacts]) -> list[str]:
-    """Masks that match tensors and yet decide none: an earlier entry matches them all."""
+    """Rules that match tensors and yet decide none: earlier ones of their list match them all."""
+    return [*_shadowed_masks(plan, tensors), *_shadowed_rules(plan, tensors)]
+
+
+def _shadowed_masks(plan: Plan, tensors: Sequence[TensorFacts]) -> list[str]:
     lists = [masks for masks in (plan.masks, *(s.masks for s in plan.sources)) if masks.entries]
     return [
         f"{entry.position}: this mask ({entry.text}) decides no tensor: earlier entries match all "
@@ -98,6 +112,21 @@ def shadowed(plan: Plan, tensors: Sequence[TensorFacts]) -> list[str]:
         for entry in masks.entries
         if id(entry) not in deciding
     ]
+
+
+def _shadowed_rules(plan: Plan, tensors: Sequence[TensorFacts]) -> Iterator[str]:
+    """Of numbers that differ from tensor to tensor, and of dtypes. The last rule of a number has
+    no selector and has to be there, whether something is left for it or not."""
+    for key, rules in (("output.dtype", plan.output.dtype.rules), *_numbers(plan)):
+        if len(rules) < 2:
+            continue
+        deciding = {id(first_match(rules, tensor)) for tensor in tensors}
+        for rule in rules:
+            if id(rule) not in deciding and not rule.selector.selects_all:
+                yield (
+                    f"{rule.position}: this rule of `{key}` ({rule.selector.text}) decides no "
+                    "tensor: earlier ones match all of its tensors, and the first match wins"
+                )
 
 
 def _problem(selector: Selector, anatomy: Anatomy, tensors: Sequence[TensorFacts]) -> str | None:

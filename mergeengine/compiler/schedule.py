@@ -14,14 +14,14 @@ inside a block, so that intermediate values stay in the processor's cache.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
 from mergeengine.compiler.alike import Programs
 from mergeengine.compiler.graph import Graph, OutputTensor
-from mergeengine.compiler.program import VIEWS, Piece, grid, holder, prerequisites
+from mergeengine.compiler.program import VIEWS, Piece, feeding, grid, holder, prerequisites
 from mergeengine.compiler.transfer import Transfers, transfers
 from mergeengine.errors import ResourceError
 from mergeengine.lazy.dtypes import FLOAT64, DType
@@ -295,8 +295,7 @@ def _groups(number: int, tensors: tuple[OutputTensor, ...]) -> Iterator[list[Des
 def _tensor_schedule(destinations: list[Destination], programs: Programs) -> TensorSchedule:
     first, nodes = destinations[0].output, [each.output.node for each in destinations]
     before = []
-    for node in prerequisites(*nodes):
-        compute = arithmetic_of(node, first.compute)
+    for node, compute in passes(nodes, first.compute):
         kind: Literal["reduce", "whole"] = "reduce" if node.kind == "reduction" else "whole"
         before.append(Step(kind, node, compute, compute, programs.pieces(node.inputs[0])))
     write = Step(
@@ -305,18 +304,44 @@ def _tensor_schedule(destinations: list[Destination], programs: Programs) -> Ten
     return TensorSchedule(tuple(destinations), tuple(before), write)
 
 
+def passes(roots: Sequence[Node], compute: DType) -> list[tuple[Node, DType]]:
+    """The reductions and whole nodes below ``roots``, which are computed in ``compute``, each with
+    the dtype of its pass, in an order in which they can be run.
+
+    What a float64 sum needs is told in float64 too: a threshold that is compared with values must
+    be one of them. So a node can have a pass of each dtype.
+    """
+    order = prerequisites(*roots)
+    if not order:
+        return []
+    wanted: dict[Node, dict[DType, None]] = {node: {} for node in order}
+
+    def want(below: Iterable[Node], used_in: DType) -> None:
+        for node in feeding(*below):
+            wanted[node][arithmetic_of(node, used_in)] = None
+
+    want(roots, compute)
+    for node in reversed(order):
+        for dtype in wanted[node]:
+            want(node.inputs, dtype)
+    return [(node, dtype) for node in order for dtype in wanted[node]]
+
+
 def arithmetic_of(node: Node, compute: DType) -> DType:
     """The dtype of a pass: sums are taken in float64 throughout, magnitudes are ranked and whole
-    nodes computed as the output's arithmetic sees them."""
+    nodes computed as the arithmetic that uses them sees them."""
     return FLOAT64 if node.op in ("sum", "row_sum") else compute
 
 
 def _whole_bytes(tensors: tuple[TensorSchedule, ...]) -> int:
     """Whole nodes run one output at a time; a result that several outputs share is kept."""
     users = Counter(
-        step.node for tensor in tensors for step in tensor.before if step.kind == "whole"
+        (step.node, step.compute)
+        for tensor in tensors
+        for step in tensor.before
+        if step.kind == "whole"
     )
-    sizes: dict[Node, int] = {}
+    sizes: dict[tuple[Node, DType], int] = {}
     most = 0
     for tensor in tensors:
         own = workspace = 0
@@ -324,8 +349,8 @@ def _whole_bytes(tensors: tuple[TensorSchedule, ...]) -> int:
             if step.kind == "whole":
                 size = step.node.numel * step.compute.itemsize
                 workspace = max(workspace, whole_workspace(step))
-                if users[step.node] > 1:
-                    sizes[step.node] = size
+                if users[step.node, step.compute] > 1:
+                    sizes[step.node, step.compute] = size
                 else:
                     own += size
         most = max(most, own + workspace)

@@ -43,7 +43,8 @@ def masked(
     ``shift`` is target - source_base; ``others`` are the deltas of all sources, by name; ``stored``
     gives a mask from a file, of the delta's shape or one column; ``key`` the key of random numbers
     for a level of masks. Elements that are left out become
-    ``zero``: the zero, of two, that changes nothing where it is scaled and added.
+    ``zero``: the zero, of two, that changes nothing where it is scaled and added. What is not a
+    number is never left out for its size or sign, so that it is found in the result.
     """
     for applied in actions:
         action = applied.action
@@ -64,14 +65,19 @@ def masked(
             assert ranges is not None, "checked by the caller"
             kept = LazyTensor(algebra.rows(ranges, delta.shape))
         elif isinstance(action, Above):
-            kept = abs(delta) > action.limit
+            kept = (abs(delta) > action.limit) + _not_a_number(delta)
         elif isinstance(action, Ranked):
             if action.count(delta.node.numel) == delta.node.numel:
                 continue
             kept = ranked(delta, action.count(delta.node.numel), action.key)
+            if action.key == "bottom":
+                kept = kept + _not_a_number(delta)
         elif isinstance(action, Sign):
             other = shift if action.of is None else others.get(action.of)
-            kept = None if other is None or _is_zero(other) else same_sign(delta, other)
+            if other is None or _is_zero(other):  # nothing agrees: the delta is not even read
+                kept = None
+            else:
+                kept = same_sign(delta, other) + _not_a_number(delta)
         else:
             kept = surviving(delta, action, key(applied.level))
         delta = delta * 0.0 if kept is None else kept.where(delta, zero)
@@ -122,6 +128,11 @@ def random_key(seed: int, source: str, level: str, tensor: str) -> int:
     them."""
     text = "\0".join((str(seed), source, level, tensor))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def _not_a_number(tensor: LazyTensor) -> LazyTensor:
+    """1 where it is NaN, else 0."""
+    return tensor.eq(tensor).eq(0.0)
 
 
 def _is_zero(tensor: LazyTensor) -> bool:

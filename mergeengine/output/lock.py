@@ -14,14 +14,15 @@ from mergeengine.errors import VerificationError
 from mergeengine.output.workspace import output_error
 
 _VERSION = 1
-_PARTS = ("vars", "environment", "includes")
+_PARTS = ("vars", "environment", "includes", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class PlanLock:
     """Reference as written -> its content: ``repo@commit`` or a sampled digest.
 
-    ``substituted`` is what the plan took from elsewhere: ``vars``, ``environment``, ``includes``.
+    ``substituted`` is what the plan took from elsewhere: ``vars``, ``environment``, ``includes``,
+    and the ids of ``tokens``, by the model whose tokenizer has them.
     """
 
     models: Mapping[str, str] = field(default_factory=dict)
@@ -33,6 +34,11 @@ class PlanLock:
         if content is None or content.startswith("xxh3:"):
             return None
         return content.rpartition("@")[2]
+
+    def tokens(self, model: str) -> Mapping[str, int]:
+        """The ids of tokens that were found in a model's tokenizer."""
+        found: Mapping[str, int] = self.substituted.get("tokens", {}).get(model, {})
+        return found
 
     def to_bytes(self) -> bytes:
         document = {"version": _VERSION, "models": dict(self.models), **self.substituted}

@@ -41,7 +41,7 @@ Place = Callable[[Mark], Position]
 @dataclass(slots=True)
 class Node:
     """A value of the plan. `keys` says where each key of a mapping is written, and `via` which
-    variable the value was taken from."""
+    variable the value was taken from. Keys are texts: of a whole number, as it is written."""
 
     position: Position
     value: Scalar | list[Node] | dict[str, Node]
@@ -256,7 +256,7 @@ class _Tree:
         """The text of a key; a problem and None where a plan can have no such key."""
         if not isinstance(node, ScalarNode):
             self.problems.add(place, "expected a word as key, found a list or a mapping")
-        elif node.tag != _Resolver.DEFAULT_SCALAR_TAG:
+        elif not node.tag.endswith((":str", ":int")):  # layers may be keys
             found = f"`{excerpt(node.value)}`" if node.value else "nothing"
             self.problems.add(place, f"expected a word as key, found {found}")
         elif node.value == "<<":

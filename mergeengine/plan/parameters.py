@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator, TypeAdapter, WithJsonSchema
@@ -13,7 +13,7 @@ from mergeengine.plan.selecting import SELECTING, Selections, SelectorKeys
 from mergeengine.values import parameters as values
 from mergeengine.values.decisions import number_text
 from mergeengine.values.parameters import Curve
-from mergeengine.values.scaling import Scaling
+from mergeengine.values.scaling import Scaling, ScalingRule
 from mergeengine.values.selectors import LayerRange
 
 
@@ -96,7 +96,7 @@ def _simple(value: Any) -> Written:
         keys = form_of(value)
         if keys is MeasuredKeys:
             raise ValueError(
-                "`ratio` and `at_most` stand directly under `scaling`, and nowhere else"
+                "`ratio` and `at_most` stand under `scaling` or in its rules, and nowhere else"
             )
         if keys is None:
             raise NotExpected(FORMS_EXPECTED)
@@ -107,14 +107,20 @@ def _simple(value: Any) -> Written:
 
 
 def _any(value: Any) -> Written:
-    if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
-        rules = _RULES.validate_python(value)
-        if not SELECTING.isdisjoint(value[-1]):
-            raise ValueError(
-                "the last rule must be `{value: ...}` without a selector, for all other tensors"
-            )
-        return rules
-    return _simple(value)
+    return _rules(value, _RULES) if _has_rules(value) else _simple(value)
+
+
+def _has_rules(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(entry, dict) for entry in value)
+
+
+def _rules(value: list[Any], kind: TypeAdapter[Any]) -> list[Any]:
+    rules: list[Any] = kind.validate_python(value)
+    if not SELECTING.isdisjoint(value[-1]):
+        raise ValueError(
+            "the last rule must be `{value: ...}` without a selector, for all other tensors"
+        )
+    return rules
 
 
 def _bound(value: Any) -> Written:
@@ -157,16 +163,30 @@ class RuleKeys(SelectorKeys):
 
 
 def _scaling(value: Any) -> Written:
-    if not isinstance(value, dict) or form_of(value) is not MeasuredKeys:
-        if isinstance(value, dict) and form_of(value) is None:
-            raise NotExpected(f"{FORMS_EXPECTED}, or `ratio` or `at_most`")
-        return _any(value)
+    if isinstance(value, dict):
+        return _measured(value, _any)
+    return _rules(value, _SCALING_RULES) if _has_rules(value) else _simple(value)
+
+
+def _of_rule(value: Any) -> Written:
+    return _measured(value, _simple) if isinstance(value, dict) else _simple(value)
+
+
+def _measured(value: dict[str, Any], other: Callable[[Any], Written]) -> Written:
+    if form_of(value) is None:
+        raise NotExpected(f"{FORMS_EXPECTED}, or `ratio` or `at_most`")
+    if form_of(value) is not MeasuredKeys:
+        return other(value)
     measured = MeasuredKeys.model_validate(value)
     if measured.ratio is not None:
         for key in ("at_most", "value"):
             if getattr(measured, key) is not None:
                 raise ValueError(f"`{key}` cannot stand beside `ratio`, which decides the norm")
     return measured
+
+
+class ScalingRuleKeys(RuleKeys):
+    value: Annotated[Written, PlainValidator(_of_rule), WithJsonSchema(_WRITTEN)]
 
 
 Scaled = Annotated[Written, PlainValidator(_scaling), WithJsonSchema(_WRITTEN)]
@@ -178,6 +198,7 @@ _POINTS: TypeAdapter[list[float]] = TypeAdapter(
     Annotated[list[Number], Field(min_length=1)], config={"strict": True}
 )
 _RULES: TypeAdapter[list[RuleKeys]] = TypeAdapter(list[RuleKeys])
+_SCALING_RULES: TypeAdapter[list[ScalingRuleKeys]] = TypeAdapter(list[ScalingRuleKeys])
 
 
 def parameter(
@@ -189,18 +210,35 @@ def parameter(
     return values.Parameter(key, form(written, root, path, selections), position)
 
 
-def scaling(written: Any, root: Node, path: Path, selections: Selections) -> Scaling:
-    """What a checked `scaling` at `path` becomes."""
+def scaling(
+    written: Any, root: Node, path: Path, selections: Selections, key: str = "scaling"
+) -> Scaling:
+    """What a checked `scaling` at `path` becomes; `key` is what it is called there."""
 
     def inner(key: str, value: Any) -> values.Parameter:
         return parameter(key, value, root, (*path, key), selections)
 
+    if isinstance(written, list) and any(_is_measured(entry) for entry in written):
+        return Scaling(
+            rules=tuple(
+                ScalingRule(
+                    selections.selector(rule),
+                    scaling(rule.value, root, (*path, index, "value"), selections, "value"),
+                    root.at((*path, index)).position,
+                )
+                for index, rule in enumerate(written)
+            )
+        )
     if not isinstance(written, MeasuredKeys):
-        return Scaling(parameter("scaling", written, root, path, selections))
+        return Scaling(parameter(key, written, root, path, selections))
     if written.ratio is not None:
         return Scaling(inner("ratio", written.ratio), "ratio")
     factor = 1.0 if written.value is None else written.value
     return Scaling(inner("value", factor), "factor", inner("at_most", written.at_most))
+
+
+def _is_measured(entry: Any) -> bool:
+    return isinstance(entry, RuleKeys) and isinstance(entry.value, MeasuredKeys)
 
 
 def form(written: Any, root: Node, path: Path, selections: Selections) -> values.Form:

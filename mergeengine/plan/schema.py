@@ -40,7 +40,7 @@ from mergeengine.plan.plan import (
 )
 from mergeengine.plan.selecting import SelectorKeys
 from mergeengine.units import parse_size
-from mergeengine.values.actions import RowRange
+from mergeengine.values.actions import RowRange, Token
 from mergeengine.values.nearest import did_you_mean, nearest
 from mergeengine.values.references import REFERENCE, check_path, check_reference
 from mergeengine.values.renaming import LayerMap
@@ -76,6 +76,19 @@ def _rows(value: Any) -> RowRange:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise NotExpected("expected rows such as 4, 0-31999 or 32000-")
     return RowRange.parse(value)
+
+
+def _token(value: Any) -> RowRange | Token:
+    """Numbers and ranges are ids; ``{token: "42"}`` is the token that looks like one."""
+    if isinstance(value, dict) and list(value) == ["token"] and isinstance(value["token"], str):
+        value = value["token"]
+    elif isinstance(value, int | str) and not isinstance(value, bool) and RowRange.fits(str(value)):
+        return RowRange.parse(value)
+    if not isinstance(value, str):
+        value = ""
+    if not value:
+        raise NotExpected('expected a token, its id, a range of ids, or {token: "42"}')
+    return Token(value)
 
 
 def _share(value: float) -> float:
@@ -169,6 +182,25 @@ Rows = Annotated[
     Field(min_length=1),
     one_or_list({"anyOf": [{"type": "integer"}, {"type": "string", "pattern": "^\\s*[0-9]"}]}),
 ]
+Tokens = Annotated[
+    list[Annotated[RowRange | Token, PlainValidator(_token)]],
+    BeforeValidator(one_or_many),
+    Field(min_length=1),
+    one_or_list(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0},
+                {"type": "string", "minLength": 1},
+                {
+                    "type": "object",
+                    "properties": {"token": {"type": "string", "minLength": 1}},
+                    "required": ["token"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
+]
 Share = Annotated[Number, AfterValidator(_share)]
 
 
@@ -186,7 +218,7 @@ class MaskKeys(SelectorKeys):
     orthogonal_to: Literal["target_shift"] | None = None
     beta: Number | None = None
     rows: Rows | None = None
-    tokens: Rows | None = None
+    tokens: Tokens | None = None
     file: Annotated[str, AfterValidator(_mask_file)] | None = None
     default: Number | None = None
     above: Annotated[Number, AfterValidator(_magnitude)] | None = None

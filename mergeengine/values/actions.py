@@ -8,8 +8,9 @@ end.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -55,6 +56,11 @@ class RowRange:
     first: int
     last: int | None
 
+    @staticmethod
+    def fits(written: str) -> bool:
+        """Whether a text is of rows at all."""
+        return _RANGE.fullmatch(written.strip()) is not None
+
     @classmethod
     def parse(cls, written: int | str) -> RowRange:
         """Read ``4``, ``"0-3"`` or ``"28-"``; ValueError otherwise."""
@@ -76,11 +82,24 @@ class RowRange:
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """A row by the text of its token, as the vocabulary spells it; `id` is the row, once a
+    tokenizer was asked."""
+
+    text: str
+    id: int | None = None
+
+    def __str__(self) -> str:
+        text = json.dumps(self.text, ensure_ascii=False)
+        return text if self.id is None else f"{text} ({self.id})"
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """Keep these rows of the delta: the tokens of an embedding or head."""
 
     key: Literal["rows", "tokens"]
-    ranges: tuple[RowRange, ...]
+    ranges: tuple[RowRange | Token, ...]
 
     @property
     def text(self) -> str:
@@ -95,12 +114,23 @@ class Rows:
         text = ", ".join(shown + ["..."] * (len(self.ranges) > 4))
         return text if len(self.ranges) == 1 else f"[{text}]"
 
+    def texts(self) -> Iterator[str]:
+        """The tokens that are named by their texts."""
+        return (each.text for each in self.ranges if isinstance(each, Token))
+
+    def looked_up(self, ids: Mapping[str, int]) -> Rows:
+        """The same with the rows of those tokens."""
+        ranges = (
+            Token(each.text, ids[each.text]) if isinstance(each, Token) else each
+            for each in self.ranges
+        )
+        return Rows(self.key, tuple(ranges))
+
     def within(self, count: int) -> tuple[tuple[int, int], ...] | None:
         """First and last row of each range of a tensor of `count` rows, in order and apart; None
         where it has not all of these rows."""
         found: list[tuple[int, int]] = []
-        ends = ((each.first, count - 1 if each.last is None else each.last) for each in self.ranges)
-        for first, last in sorted(ends):
+        for first, last in sorted(_ends(each, count - 1) for each in self.ranges):
             if not first <= last < count:
                 return None
             if found and first <= found[-1][1] + 1:
@@ -108,6 +138,13 @@ class Rows:
             else:
                 found.append((first, last))
         return tuple(found)
+
+
+def _ends(rows: RowRange | Token, end: int) -> tuple[int, int]:
+    if isinstance(rows, Token):
+        assert rows.id is not None, "looked up by the caller"
+        return rows.id, rows.id
+    return rows.first, end if rows.last is None else rows.last
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,7 @@ class Surroundings:
                 name, stack[0], shape
             ):
                 found.add("mlp")
-        module = _module(parts)
+        module = module_of(name)
         return frozenset(found | {module}) if module else frozenset(found)
 
     def _routes(self, parts: list[str]) -> bool:
@@ -139,9 +139,10 @@ def _roles(word: str) -> frozenset[str]:
     return frozenset(role for role, pattern in _INSIDE if pattern.search(word))
 
 
-def _module(parts: list[str]) -> str | None:
-    last = parts[-1]
-    inside = parts[:-1] if last in ("weight", "bias") else [*parts[:-1], last.removesuffix("_bias")]
+def module_of(name: str) -> str | None:
+    """The module that a tensor belongs to: ``q_proj`` of ``layers.3.self_attn.q_proj.weight``."""
+    *before, last = name.split(".")
+    inside = before if last in ("weight", "bias") else [*before, last.removesuffix("_bias")]
     return next((part for part in reversed(inside) if part and not part.isdecimal()), None)
 
 

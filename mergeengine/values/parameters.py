@@ -6,7 +6,7 @@ number, what the plan says there, and where.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import cos, pi, sqrt
 from typing import Literal
@@ -14,7 +14,7 @@ from typing import Literal
 from mergeengine.values.anatomy import Anatomy, TensorFacts
 from mergeengine.values.decisions import Decision, number_text
 from mergeengine.values.positions import Position
-from mergeengine.values.selectors import LayerRange, Selector, first_match, spans
+from mergeengine.values.selectors import LayerRange, Rule, Selector, first_match, spans
 
 Curve = Literal["linear", "cosine", "quadratic", "sqrt"]
 
@@ -25,9 +25,6 @@ CURVES: dict[str, Callable[[float], float]] = {
     "quadratic": lambda depth: depth * depth,  # slow at first
     "sqrt": sqrt,  # fast at first
 }
-
-Listed = tuple[Position | None, Selector]
-"""A selector inside a parameter, and where it stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +68,7 @@ class Number:
     def text(self) -> str:
         return number_text(self.value)
 
-    def selectors(self) -> Iterator[Listed]:
+    def lists(self) -> Iterator[Sequence[Rule]]:
         return iter(())
 
     def uncovered(self, anatomy: Anatomy) -> Iterator[str]:
@@ -117,7 +114,7 @@ class Schedule:
             return self.words
         return f"[{', '.join(map(number_text, self.points))}]"
 
-    def selectors(self) -> Iterator[Listed]:
+    def lists(self) -> Iterator[Sequence[Rule]]:
         return iter(())
 
     def uncovered(self, anatomy: Anatomy) -> Iterator[str]:
@@ -134,6 +131,10 @@ class LayerValue:
 
     def holds(self, layer: int, layers: int) -> bool:
         return any(span.holds(layer, layers) for span in self.layers)
+
+    @property
+    def selector(self) -> Selector:
+        return Selector(layers=self.layers)
 
     @property
     def text(self) -> str:
@@ -179,8 +180,8 @@ class LayerMap:
         entries = ", ".join(entry.text for entry in self.entries)
         return f"{{layers: {{{entries}}}{default}{self.outside.text}}}"
 
-    def selectors(self) -> Iterator[Listed]:
-        return ((entry.position, Selector(layers=entry.layers)) for entry in self.entries)
+    def lists(self) -> Iterator[Sequence[Rule]]:
+        yield self.entries
 
     def uncovered(self, anatomy: Anatomy) -> Iterator[str]:
         """The layers that no entry names, where there is no default."""
@@ -218,18 +219,16 @@ class Rules:
         rule = first_match(self.rules, tensor)
         assert rule is not None
         inner = rule.value.at(tensor, "value", rule.position)
-        before = "every other tensor" if rule.selector.selects_all else rule.selector.text
-        return Decision(inner.value, inner.position, f"{before}, {inner.text}")
+        return Decision(inner.value, inner.position, f"{rule.selector.whom}, {inner.text}")
 
     @property
     def text(self) -> str:
         return f"{len(self.rules)} rules"
 
-    def selectors(self) -> Iterator[Listed]:
+    def lists(self) -> Iterator[Sequence[Rule]]:
+        yield self.rules
         for rule in self.rules:
-            if not rule.selector.selects_all:
-                yield rule.position, rule.selector
-            yield from rule.value.selectors()
+            yield from rule.value.lists()
 
     def uncovered(self, anatomy: Anatomy) -> Iterator[str]:
         for rule in self.rules:
@@ -258,9 +257,9 @@ class Parameter:
     def text(self) -> str:
         return f"{self.key}: {self.form.text}"
 
-    def selectors(self) -> Iterator[Listed]:
-        """Every selector inside, for the check that it selects something."""
-        return self.form.selectors()
+    def lists(self) -> Iterator[Sequence[Rule]]:
+        """Every list of rules inside; of each the first that matches decides."""
+        return self.form.lists()
 
     def problems(self, anatomy: Anatomy) -> Iterator[str]:
         """What keeps the parameter from being resolved for every tensor of a model."""

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from mergeengine.values.anatomy import TensorFacts
 from mergeengine.values.excerpts import excerpt
+from mergeengine.values.positions import Position
 
 _RANGE = re.compile(r"(-?[0-9]{1,9})(?:\s*(-)\s*(-?[0-9]{1,9})?)?")
 _PARITIES = ("even", "odd")
@@ -138,6 +139,11 @@ class Selector:
                 conditions.append(f"{key}: {_one_or_list(list(texts))}")
         return ", ".join(conditions) or "every tensor"
 
+    @property
+    def whom(self) -> str:
+        """The same for the rule of a list: the last one is for every other tensor."""
+        return "every other tensor" if self.selects_all else self.text
+
     def parts(self) -> Iterator[Selector]:
         """This selector and those inside it, the innermost first."""
         for inner in (self.every, self.some, self.none, [s for _, s in self.selection or ()]):
@@ -159,6 +165,9 @@ class Rule(Protocol):
 
     @property
     def selector(self) -> Selector: ...
+
+    @property
+    def position(self) -> Position | None: ...
 
 
 RuleT = TypeVar("RuleT", bound=Rule)

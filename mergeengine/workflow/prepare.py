@@ -9,6 +9,7 @@ from pathlib import Path
 from mergeengine.compiler.binding import Binding, bind
 from mergeengine.compiler.requantise import requantised
 from mergeengine.compiler.schedule import Schedule, schedule
+from mergeengine.compiler.tokens import look_up_tokens
 from mergeengine.errors import OutputError, PlanError, VerificationError
 from mergeengine.output.companions import CompanionSet
 from mergeengine.output.layout import Layout, lay_out
@@ -84,7 +85,7 @@ def prepare(
     settings = settings or Settings()
     path = output_of(plan, output)
     if like is not None and like.plan.models == plan.models:
-        models, pins = like.models, _pinned(plan, like.pins.models)
+        models, pins = like.models, _pinned(plan, like.models, like.pins.models)
     else:
         models, pins = resolve(plan, settings, locked=locked)
     if plan.file.resolve().is_relative_to(path.resolve()):
@@ -143,14 +144,17 @@ def resolve(
     """
     lock = read_lock(lock_path(plan.file)) or PlanLock()
     models = open_models(plan, PlanLock() if update else lock, offline=settings.offline)
-    pins = _pinned(plan, models.pins().models)
+    pins = _pinned(plan, models, models.pins().models)
     if locked:
         check_lock(plan, lock, pins)
     return models, pins
 
 
-def _pinned(plan: Plan, models: Mapping[str, str]) -> PlanLock:
-    return PlanLock(models, plan.substituted.document())
+def _pinned(plan: Plan, models: Models, contents: Mapping[str, str]) -> PlanLock:
+    """With the ids of tokens that masks name: the files of a tokenizer are no part of a pin."""
+    _, tokens = look_up_tokens(plan, models.tokenizer, models.target, models.fts)
+    looked_up = {"tokens": tokens} if tokens else {}
+    return PlanLock(contents, {**plan.substituted.document(), **looked_up})
 
 
 def bind_models(plan: Plan, models: Models) -> Bound:
@@ -188,7 +192,11 @@ def check_lock(plan: Plan, lock: PlanLock, pins: PlanLock) -> None:
 def _differing_substitutions(lock: PlanLock, pins: PlanLock) -> list[str]:
     """Variables are the plan's own and may be set; what comes from outside of it is locked."""
     lines = []
-    for part, what in (("environment", "${{env:{}}}"), ("includes", "include {}")):
+    for part, what in (
+        ("environment", "${{env:{}}}"),
+        ("includes", "include {}"),
+        ("tokens", "tokens of {}"),
+    ):
         locked, now = lock.substituted.get(part, {}), pins.substituted.get(part, {})
         lines += [
             f"    {what.format(name)}: {locked.get(name, 'not locked')}, "
@@ -202,4 +210,6 @@ def _differing_substitutions(lock: PlanLock, pins: PlanLock) -> list[str]:
 def _identity(plan: Plan, pins: PlanLock, companions: CompanionSet) -> str:
     """The card is left out: it tells what the rest says, and the engine's version."""
     beside = {file.name: file.digest() for file in companions.files if file.name != CARD}
-    return digest_of([RESULT_VERSION, plan.name, plan.identity_document, dict(pins.models), beside])
+    tokens = [pins.substituted["tokens"]] if "tokens" in pins.substituted else []
+    document = plan.identity_document
+    return digest_of([RESULT_VERSION, plan.name, document, dict(pins.models), beside, *tokens])

@@ -105,7 +105,7 @@ def job_of(prepared: Prepared) -> Job:
         plan={
             "name": plan.name,
             "document": plan.identity_document,
-            **plan.substituted.document(),
+            **prepared.pins.substituted,
         },
         models=tuple(
             Model(role, model.reference.text, prepared.pins.models[model.reference.text])

@@ -1,8 +1,11 @@
 """``plan --diff``, ``explain --table`` and ``explain --png``."""
 
+import json
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from test_cli_explain import SEVERAL
 
 DIFFERENCE = """\
@@ -44,6 +47,38 @@ def test_models_and_set(here, command):
     assert ended.out.endswith("4 tensors are made otherwise, 5 as before\n")
     assert "  source1: 0 → 0.7\n" in ended.out
     assert command("plan", "--diff", "plan.yaml", "plan.yaml", "--sweep", "scaling=1,2").code == 2
+
+
+def test_inputs_that_have_changed_since_they_were_locked(here, command):
+    shapes = {"model.norm.weight": (4,)}
+    masks = {name: torch.ones(shape) for name, shape in shapes.items()}
+    for file in ("one", "two"):
+        save_file(masks, here / f"{file}.safetensors")
+    text = (here / "plan.yaml").read_text().split("masks:")[0] + "masks:\n"
+    for file, glob in (("one", "*norm*"), ("two", "*.0.*")):
+        text += f"  - {{match: '{glob}', file: {file}.safetensors, default: 1}}\n"
+    text += "  - {match: '*embed*', tokens: [b]}\n"
+    (here / "plan.yaml").write_text(text)
+    tokenizer = '{"model": {"vocab": {"a": 0, "b": %d}}}'
+    (here / "target" / "tokenizer.json").write_text(tokenizer % 1)
+    assert command("lock", "plan.yaml").code == 0
+    same = command("plan", "--diff", "plan.yaml", "plan.yaml")
+    assert same.out == "0 tensors are made otherwise, 9 as before\n"
+    masks["model.norm.weight"][0] = 0
+    save_file(masks, here / "two.safetensors")
+    (here / "target" / "tokenizer.json").write_text(tokenizer % 2)
+    lock = json.loads((here / "plan.lock").read_text())["models"]
+    told = command("plan", "--diff", "plan.yaml", "plan.yaml").out.splitlines()
+    assert told[0].startswith(f"mask: two.safetensors ({lock['two.safetensors']} → xxh3:")
+    assert told[1:] == [
+        "token b of ./target: 1 → 2",
+        "0 tensors are made otherwise, 9 as before, of inputs that have changed",
+    ]
+    document = command("plan", "--diff", "plan.yaml", "plan.yaml", "--format", "json").json
+    assert document["inputs_changed"] is True
+    (here / "new.yaml").write_text(text.replace("two.saf", "one.saf"))
+    told = command("plan", "--diff", "plan.yaml", "new.yaml").out.splitlines()
+    assert told[0] == "mask: two.safetensors → none"
 
 
 def test_a_source_more(here, command):

@@ -171,3 +171,89 @@ def test_an_adapter_is_shown_by_its_product(here, command):
     assert ended.out == ADAPTED
     untouched = command("explain", "plan.yaml", "model.norm.weight").out
     assert "the adapter of source1 does not change it: the delta is zero" in untouched
+
+
+MASKED = """\
+version: 1
+target: ./target
+output: {path: out}
+seed: 3
+sources:
+  - name: math
+    source_base: ./base
+    source_ft: ./ft
+    masks:
+      - {match: "*.0.mlp.*", top: 0.25, above: 0.001, scale: 0.5}
+      - {match: "*.mlp.*", drop: 0.75}
+      - {match: "*embed*", rows: "6-", sign: agree_with code}
+  - name: code
+    source_base: ./base
+    source_ft: ./target
+masks:
+  - {match: "*.0.*", orthogonal_to: target_shift, beta: 0.5}
+  - {match: "*norm*", keep: source_ft, of: math}
+  - {match: "*.1.mlp.*", file: mask.safetensors, default: 0.5}
+"""
+
+
+def test_actions_of_masks(here, command):
+    up = {f"model.layers.{n}.mlp.up_proj.weight": torch.ones(6, 4) for n in (1,)}
+    save_file(up, here / "mask.safetensors")
+    (here / "plan.yaml").write_text(MASKED)
+    ended = command("explain", "plan.yaml", "*.0.mlp.*")
+    delta = "math: source_ft − source_base"
+    other = "code: source_ft − source_base"
+    assert (ended.code, ended.err) == (0, "")
+    assert (
+        ended.out
+        == f"""\
+model.layers.0.mlp.up_proj.weight  bfloat16 [6, 4]
+  = target + 0.5 · top(0.25, above(0.001, orthogonal(0.5, {delta}))) + 1 · orthogonal(0.5, {other})
+    math: 1      scaling: 1, the default
+          × 1    match: "*.0.*", orthogonal_to: target_shift, beta: 0.5   plan.yaml:17:5
+          × 0.5  match: "*.0.mlp.*", above: 0.001, top: 0.25, scale: 0.5  plan.yaml:10:9
+    code: 1      scaling: 1, the default
+          × 1    match: "*.0.*", orthogonal_to: target_shift, beta: 0.5   plan.yaml:17:5
+"""
+    )
+    out = command("explain", "plan.yaml", "*.1.mlp.*").out
+    assert f"= target + 4 · drop(0.75, file(mask.safetensors, {delta}))" in out
+    assert '× 4  match: "*.mlp.*", drop: 0.75' in out
+    out = command("explain", "plan.yaml", "*norm*").out
+    assert '= source_ft\n    the tensor of ./ft: match: "*norm*", keep: source_ft, of: math' in out
+    out = command("explain", "plan.yaml", "*embed*").out
+    assert f"= target + 1 · sign(code, rows(6-, {delta})) + 1 · ({other})" in out
+
+
+def test_tokens_and_rules_of_ratios(here, command):
+    (here / "target" / "tokenizer.json").write_text('{"model": {"vocab": {"<s>": 0, "7": 5}}}')
+    text = (
+        (here / "plan.yaml").read_text().split("scaling")[0]
+        + """\
+scaling:
+  - {kind: mlp, value: {ratio: [0.1, 0.3]}}
+  - {kind: norm, value: {at_most: 0.2, value: -1}}
+  - {value: 0.7}
+masks:
+  - {match: "*embed*", tokens: [<s>, {token: "7"}, 7]}
+"""
+    )
+    (here / "plan.yaml").write_text(text)
+    ended = command("explain", "plan.yaml", "*embed*")
+    assert (ended.code, ended.err) == (0, "")
+    assert (
+        ended.out
+        == """\
+model.embed_tokens.weight  bfloat16 [8, 4]
+  = target + 0.7 · rows(["<s>" (0), "7" (5), 7], source_ft − source_base)
+    0.7  every other tensor, value: 0.7                     plan.yaml:9:13
+    × 1  match: "*embed*", tokens: ["<s>" (0), "7" (5), 7]  plan.yaml:11:5
+"""
+    )
+    norms = "‖target‖ / ‖source_ft − source_base‖"
+    out = command("explain", "plan.yaml", "*.1.mlp.*").out
+    assert f"= target + 0.2 · {norms} · (source_ft − source_base)" in out
+    assert "kind: mlp, ratio: [0.1, 0.3] at depth 0.5  plan.yaml:7:32" in out
+    out = command("explain", "plan.yaml", "*norm*").out
+    assert f"= target − min(1, 0.2 · {norms}) · (source_ft − source_base)" in out
+    assert "the norm of the delta is bounded: at_most: 0.2 (plan.yaml:8:35)" in out

@@ -78,6 +78,11 @@ def test_what_matches_nothing(entry, message, bound):
             "p.yaml:5:9: `scale` gives no value for layers 1-3; name them too, or add `default:`",
         ),
         (
+            "scaling: [{kind: mpl, value: {ratio: 1}}, {value: 1}]",
+            "p.yaml:5:11: this rule of `scaling` matches no tensor of the kind `mpl` (kind: mpl); "
+            "did you mean `mlp`?",
+        ),
+        (
             "scaling: {ratio: [{regex: nrom, value: 0}, {value: 1}]}",
             'p.yaml:5:19: this rule of `ratio` matches no tensor (regex: "nrom"); tensors have '
             "names with `norm`",
@@ -116,3 +121,38 @@ def test_selections_and_kinds_decide(bound):
     dtypes = {t.output.name: t.output.dtype.name for t in binding.tensors}
     assert dtypes["model.norm.weight"] == "float64"
     assert dtypes["lm_head.weight"] == "float32"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "scaling:\n- {kind: mlp, value: 0}\n- {layers: 0, kind: mlp, value: 1}\n- {value: 2}",
+            ["p.yaml:7:3: this rule of `scaling` (layers: 0, kind: mlp) decides no tensor"],
+        ),
+        (
+            "scaling:\n- {layers: 0-, value: {ratio: 1}}\n- {kind: mlp, value: 1}\n- {value: 2}",
+            ["p.yaml:7:3: this rule of `scaling` (kind: mlp) decides no tensor"],
+        ),
+        (
+            "scaling: {layers: {0-2: 1, 1: 2, even: 3}, default: 0}",
+            ["p.yaml:5:28: this rule of `scaling` (layers: 1) decides no tensor",
+             "p.yaml:5:34: this rule of `scaling` (layers: even) decides no tensor"],
+        ),
+        (
+            "masks: [{match: '*', scale: [{layers: 0-, value: 1}, {kind: mlp, value: 2}, "
+            "{value: 3}]}]",
+            ["p.yaml:5:54: this rule of `scale` (kind: mlp) decides no tensor"],
+        ),
+        (
+            "output:\n  dtype:\n  - {match: '*', dtype: float64}\n  - {kind: mlp, dtype: float32}",
+            ["p.yaml:8:5: this rule of `output.dtype` (kind: mlp) decides no tensor"],
+        ),
+        ("scaling: [{match: '*', value: 1}, {value: 2}]", []),
+    ],
+)  # fmt: skip
+def test_rules_that_decide_nothing_are_a_warning(text, told, bound):
+    _, binding = bound(f"{text}\n")
+    assert len(binding.warnings) == len(told)
+    for warning, start in zip(binding.warnings, told, strict=True):
+        assert start in warning

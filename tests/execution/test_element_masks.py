@@ -20,7 +20,7 @@ from mergeengine.execution.generated import uniform
 from mergeengine.execution.kernels import TORCH_DTYPES
 from mergeengine.execution.pipeline import Pipeline
 from mergeengine.lazy import algebra
-from mergeengine.lazy.dtypes import FLOAT32, FLOAT64, DType
+from mergeengine.lazy.dtypes import BFLOAT16, FLOAT32, FLOAT64, DType
 from mergeengine.lazy.partition import CHUNK
 from mergeengine.lazy.tensor import LazyTensor
 from mergeengine.methods.masking import masked, random_key, ranked
@@ -113,6 +113,30 @@ def test_a_scalar_and_parts(store: Store) -> None:
         (value.take([5, -1, 2, 3]), torch.stack([expected[5], expected[5] * 0, *expected[2:4]])),
     ):
         assert torch.equal(values_of(found), wanted)
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT32], ids=str)
+def test_a_threshold_inside_a_sum(dtype: DType, store: Store) -> None:
+    """The sum is taken in float64, and so are the magnitudes that choose its terms, whatever the
+    arithmetic outside of it is."""
+    one, other = (torch.randn(1100, 1000).to(torch.bfloat16) for _ in range(2))
+    delta = store(one) / 3.0 - store(other)
+    largest = ranked(delta, 5000, "top")
+    energy = (largest * delta * delta).sum()
+    exact = one.double() / 3.0 - other.double()
+    kept = torch.where(chosen(exact, 5000, "top"), exact, 0.0)
+    found = values_of(energy * 1e-4 + store(other) * 0.0, dtype).double()
+    assert torch.allclose(found, (kept * kept).sum() * 1e-4, rtol=2.0**-8)
+    # The same threshold outside: that of the arithmetic there.
+    both = values_of(largest * 2.0 + energy * 0.0, dtype)
+    assert int((both == 2.0).sum()) == 5000
+
+
+def test_a_matrix_of_low_rank_inside_a_sum(store: Store) -> None:
+    values = torch.randn(40, 30)
+    value = store(values).low_rank(3)
+    found = values_of(value.norm() + store(values) * 0.0, BFLOAT16).double()
+    assert torch.allclose(found, torch.linalg.svdvals(values.double())[:3].norm(), rtol=2.0**-8)
 
 
 def test_of_hundredths_as_many_as_written() -> None:
@@ -255,3 +279,27 @@ def test_a_chunk_without_the_place_is_not_read_again(
     value = ranked(store(torch.ones(4, CHUNK)), CHUNK + 5, "top")
     assert int(values_of(value, FLOAT32).sum()) == CHUNK + 5
     assert sorted(looked) == [0, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64], ids=str)
+@pytest.mark.parametrize(
+    "action",
+    [Above(0.5), Above(9.0), Ranked("top", 0.4), Ranked("bottom", 0.2), Sign(), Sign("other")],
+)
+def test_what_is_not_a_number_is_found_later(action: Action, dtype: DType, store: Store) -> None:
+    delta = torch.tensor([1.0, torch.nan, -0.25, 0.0, -torch.nan, 2.0, -3.0, 0.5, 0.75, 1.5])
+    shift = torch.tensor([1.0, 1.0, -1.0, 1.0, -1.0, -2.0, torch.nan, 0.0, 1.0, -1.0])
+    plain = torch.where(delta.isnan(), 0.0, delta)
+    keep = naive(delta, action, shift, shift, 0) != 0
+    value = masked(
+        store(delta),
+        in_order([action], ()),
+        shift=store(shift),
+        others={"other": store(shift)},
+        stored=lambda _: pytest.fail("no file"),
+        key=lambda _: 0,
+        zero=0.0,
+    )
+    expected = torch.where(delta.isnan(), torch.nan, torch.where(keep, plain, 0.0))
+    found = values_of(value, dtype).float()
+    assert torch.equal(found.nan_to_num(77.0), expected.nan_to_num(77.0))

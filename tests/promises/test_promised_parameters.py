@@ -104,6 +104,25 @@ def test_a_ratio_of_zero_is_frozen(tmp_path: Path) -> None:
         assert torch.equal(found[name], target) == ("mlp" in name), name
 
 
+def test_each_rule_has_its_measure(tmp_path: Path) -> None:
+    rules = [
+        {"kind": "norm", "value": {"at_most": 0.05, "value": -1}},
+        {"kind": "mlp", "value": {"ratio": [0.1, 0.5]}},
+        {"kind": "head", "value": 0},
+        {"value": 0.7},
+    ]
+    lineage = make_lineage(tmp_path, SHAPES, torch.float32, scaling=rules)
+    found = result(tmp_path)
+    for name, (target, base, ft) in _double(lineage.tensors).items():
+        relative = np.linalg.norm(target) / np.linalg.norm(ft - base)
+        factor = 0.0 if "head" in name else 0.7
+        if "mlp" in name:
+            factor = (0.1 + 0.4 * int(name.split(".")[2]) / (LAYERS - 1)) * relative
+        if "norm" in name:
+            factor = -min(1, 0.05 * relative)
+        _close(found[name], target + factor * (ft - base), torch.float32, np.abs(target).max() * 6)
+
+
 def test_neither_workers_nor_blocks_nor_a_sweep_change_it(tmp_path: Path) -> None:
     shapes = {"model.layers.0.mlp.weight": (1300, 1000), "model.layers.1.mlp.weight": (1100, 1000)}
     make_lineage(tmp_path, shapes, scaling={"ratio": 0.1})

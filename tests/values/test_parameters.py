@@ -40,11 +40,15 @@ def resolved(text: str, part: str = "mlp") -> list[float]:
         ("{points: [0, 1], outside: {before: 7}}", [7, 0, 0.25, 0.5, 0.75, 1, 1]),
         ("{shallow: 0, deep: 1, outside: {before: 7, after: 8}}", [7, 0, 0.25, 0.5, 0.75, 1, 8]),
         ('{layers: {"0-1": 0, "2-3": 1.0, "4-": 0.5}}', [0, 0, 0, 1, 1, 0.5, 0.5]),
+        ("{layers: {0-1: 0, 2: 1, 3: 0.5, -1: 2}}", [0, 0, 0, 1, 0.5, 2, 2]),
         ('{layers: {"-1": 0.5, odd: 2}, default: 3}', [3, 3, 2, 3, 2, 0.5, 3]),
         ('{layers: {"0, 3-": 2, "1-2": 3}, outside: {after: 9}}', [2, 2, 3, 3, 2, 2, 9]),
         ("[{kind: mlp, value: [0, 1]}, {value: 5}]", [5, 0, 0.25, 0.5, 0.75, 1, 5]),
         ("[{layers: 0, value: 9}, {kind: mlp, value: {shallow: 2, deep: 6}}, {value: 5}]",
          [5, 9, 3, 4, 5, 6, 5]),
+        ("[{layers: 0, value: {ratio: 9}}, {kind: mlp, value: {ratio: {shallow: 2, deep: 6}}},"
+         " {layers: 0-, value: 7}, {value: {at_most: 5, value: [3, 4]}}]",
+         [3, 9, 3, 4, 5, 6, 4]),
     ],
 )  # fmt: skip
 def test_forms(text: str, values: list[float]) -> None:
@@ -121,3 +125,25 @@ def test_texts() -> None:
     assert Outside(before=0.5, after=1).text == ", outside: {before: 0.5, after: 1}"
     assert LayerValue((LayerRange(0, 3), LayerRange(6, 6)), 0.5).text == "0-3, 6: 0.5"
     assert Schedule((0.2, 1)).text == "[0.2, 1]"
+
+
+def test_what_the_number_of_a_rule_is() -> None:
+    text = """scaling:
+  - {kind: mlp, value: {ratio: 0.1}}
+  - {kind: norm, value: {at_most: 0.2}}
+  - {layers: 0, value: 0.5}
+  - {value: {at_most: [0.3, 0.7], value: 2}}
+"""
+    (source,) = parse_plan(HEAD + text, "p.yaml").sources
+    found = []
+    for name in ("h.0.mlp.w", "norm.w", "h.0.attn.w", "h.2.attn.w"):
+        tensor = MODEL.tensor(name)
+        number, limit = source.scaling.at(tensor), source.scaling.limit_at(tensor)
+        told = f"{number.text} ({number.position})"
+        found.append((source.scaling.measure_at(tensor), number.value, limit and limit.value, told))
+    assert found == [
+        ("ratio", 0.1, None, "kind: mlp, ratio: 0.1 (p.yaml:5:32)"),
+        ("factor", 1.0, 0.2, "kind: norm, value: 1 (p.yaml:6:5)"),
+        ("factor", 0.5, None, "layers: 0, value: 0.5 (p.yaml:7:24)"),
+        ("factor", 2.0, 0.5, "every other tensor, value: 2 (p.yaml:8:42)"),
+    ]

@@ -1,0 +1,133 @@
+"""Tokens that masks name by their texts become rows of the target."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mergeengine.errors import PlanError, VerificationError
+from mergeengine.plan import parse_plan
+from mergeengine.workflow.prepare import prepare
+from mergeengine.workflow.run import run
+
+TOKENS = ["<s>", "a", "42", "Ġhello", "<|im_start|>", "<|im_end|>", "b", "1-2"]
+WORDS = "model.embed_tokens.weight"
+
+
+def tokenizer(folder, ids):
+    model = {"type": "BPE", "vocab": ids, "merges": []}
+    added = [{"id": ids["<s>"], "content": "<s>"}] if "<s>" in ids else []
+    text = json.dumps({"added_tokens": added, "model": model})
+    (folder / "tokenizer.json").write_text(text)
+
+
+@pytest.fixture
+def models(tmp_path):
+    found = {}
+    for seed, name in enumerate(("target", "base", "ft", "other")):
+        generator = torch.Generator().manual_seed(seed)
+        found[name] = torch.randn(9, 4, generator=generator)
+        (tmp_path / name).mkdir()
+        save_file({WORDS: found[name]}, tmp_path / name / "model.safetensors")
+        tokenizer(
+            tmp_path / name, {token: (place + seed) % 8 for place, token in enumerate(TOKENS)}
+        )
+    return found
+
+
+def write(folder, tokens, rest=""):
+    text = "version: 1\ntarget: ./target\nsource_base: ./base\noutput: {path: out}\n"
+    text += rest or "source_ft: ./ft\n"
+    text += f"masks:\n  - {{tokens: {tokens}}}\n"
+    (folder / "plan.yaml").write_text(text)
+    return folder / "plan.yaml"
+
+
+def changed(folder, models):
+    """Which rows of the output are the target's plus the delta; the others are the target's."""
+    found = load_file(folder / "out" / "model.safetensors")[WORDS]
+    rows = (found != models["target"]).any(1).nonzero().flatten().tolist()
+    merged = (models["target"].double() + (models["ft"].double() - models["base"].double())).float()
+    assert torch.equal(found[rows], merged[rows])
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows"),
+    [
+        ('["<|im_start|>", 8, "0-1"]', [0, 1, 4, 8]),
+        ('"<|im_end|>"', [5]),
+        ('{token: "42"}', [2]),
+        ('"6-"', [6, 7, 8]),
+        ('{token: "1-2"}', [7]),
+        ('[Ġhello, "5"]', [3, 5]),
+    ],
+)
+def test_rows_of_tokens(tokens, rows, models, tmp_path):
+    assert run(write(tmp_path, tokens), device="cpu").made
+    assert changed(tmp_path, models) == rows
+
+
+def test_the_fine_tune_is_asked_where_the_target_lists_none(models, tmp_path):
+    (tmp_path / "target" / "tokenizer.json").unlink()
+    (tmp_path / "target" / "tokenizer.model").write_bytes(b"\0")
+    run(write(tmp_path, '["<|im_start|>"]'), device="cpu")
+    assert changed(tmp_path, models) == [6]
+    (tmp_path / "ft" / "tokenizer.json").unlink()
+    with pytest.raises(PlanError, match=r"no tokenizer of ./target, ./ft lists its tokens"):
+        run(tmp_path / "plan.yaml", device="cpu")
+
+
+def test_each_source_has_its_own_fine_tune(models, tmp_path):
+    (tmp_path / "target" / "tokenizer.json").unlink()
+    sources = "sources:\n"
+    for name in ("other", "ft"):
+        sources += f'  - {{name: {name}, source_ft: ./{name}, masks: [{{tokens: ["a"]}}]}}\n'
+    plan = parse_plan(write(tmp_path, '["b"]', sources).read_text(), tmp_path / "plan.yaml")
+    prepared = prepare(plan)
+    assert prepared.pins.substituted == {"tokens": {"./other": {"a": 4, "b": 1}, "./ft": {"a": 3}}}
+    shown = [
+        [applied.action.text for applied in delta.actions]
+        for delta in prepared.binding.tensors[0].deltas
+    ]
+    assert shown == [['tokens: "a" (4)', 'tokens: "b" (1)'], ['tokens: "a" (3)', 'tokens: "b" (1)']]
+
+
+def test_unknown_tokens(models, tmp_path):
+    plan = write(tmp_path, '["<|im_strt|>", "Hello", "§§§", "<|im_end|>"]')
+    with pytest.raises(PlanError) as raised:
+        run(plan, device="cpu")
+    at = f"{plan}:7:5: the tokenizer of ./target has no token"
+    assert str(raised.value) == (
+        f"{at} `<|im_strt|>`; the nearest are `<|im_start|>` and `<|im_end|>`\n"
+        f"{at} `Hello`; the nearest is `Ġhello`\n"
+        f"{at} `§§§`"
+    )
+    ids = dict.fromkeys(TOKENS[:4], 0)
+    tokenizer(tmp_path / "target", ids)
+    with pytest.raises(PlanError, match=r"`<\|im_end\|>`; in that of ./ft it is 7: write the id"):
+        run(plan, device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_beyond_the_tensor_are_told_with_the_token(models, tmp_path):
+    tokenizer(tmp_path / "target", {"<s>": 0, "far": 9})
+    with pytest.raises(Exception, match=r'tokens: "far" \(9\)\)'):
+        run(write(tmp_path, "[far]"), device="cpu")
+
+
+def test_ids_that_change_are_another_output(models, tmp_path):
+    plan = write(tmp_path, '["a"]')
+    assert run(plan, device="cpu").made
+    lock = json.loads((tmp_path / "plan.lock").read_text())
+    manifest = json.loads((tmp_path / "out" / "mergeengine.json").read_text())
+    assert lock["tokens"] == {"./target": {"a": 1}} == manifest["plan"]["tokens"]
+    assert not run(plan, device="cpu").made
+    tokenizer(tmp_path / "target", {"new": 7, "a": 1})
+    assert not run(plan, device="cpu").made, "the ids are what counts"
+    tokenizer(tmp_path / "target", {"a": 3})
+    with pytest.raises(VerificationError, match=r"tokens of ./target: .*'a': 1.*now.*'a': 3"):
+        run(plan, device="cpu", locked=True)
+    assert run(plan, device="cpu").made
+    assert changed(tmp_path, models) == [3]

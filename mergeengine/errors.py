@@ -8,6 +8,8 @@
     ├── OutputError                 exit 5    the output cannot be written or may not be replaced
     │   └── OutputBusyError         exit 6    another run is writing this output
     ├── VerificationError           exit 7    an output or a lock is not what it claims to be
+    ├── StepError                   exit 8    a step of a chain failed: its command, or what it left
+    │   └── AwaitedError            exit 9    a chain waits for a step that is done elsewhere
     └── Interrupted                 exit 130  stopped by the user; the next run goes on
 
 Every message is one clear text for the person who typed the command: it names the file,
@@ -60,6 +62,18 @@ class VerificationError(MergeEngineError):
     """An output differs from its manifest, or a lock from its plan."""
 
     exit_code = 7
+
+
+class StepError(MergeEngineError):
+    """A step of a chain failed: its command ended with another code than 0, or left no model."""
+
+    exit_code = 8
+
+
+class AwaitedError(StepError):
+    """A chain cannot go on before a step is done that is done elsewhere."""
+
+    exit_code = 9
 
 
 class Interrupted(MergeEngineError):

@@ -10,6 +10,8 @@ Data go to stdout; progress, notes, warnings and errors to stderr. Exit codes:
     5    the output cannot be written, or may not be replaced
     6    another run is writing this output
     7    an output, a lock or the locked inputs are not what they should be
+    8    a step of a chain failed
+    9    a chain waits for a step that is done elsewhere
     130  stopped by Ctrl-C or SIGTERM; the same command goes on from there
 """
 

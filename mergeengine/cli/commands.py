@@ -10,7 +10,7 @@ PROGRAM = "mergeengine"
 
 # Name -> one line of help. Each command lives in a module of its own name.
 COMMANDS = {
-    "run": "Make a plan's output.",
+    "run": "Make a plan's output, or bring a chain up to date.",
     "validate": "Check plans; opens no model.",
     "init": "Write a commented plan to start from.",
     "plan": "Show what a run would do.",
@@ -18,7 +18,8 @@ COMMANDS = {
     "verify": "Check an output against its manifest, to the last byte.",
     "lock": "Write, check or update the lock of a plan's inputs.",
     "inspect": "Describe a model.",
-    "schema": "Print the JSON Schema of plans, for editors.",
+    "chain": "Look at chains: the state of their steps, and a picture.",
+    "schema": "Print the JSON Schema of plans or chains, for editors.",
     "clean": "Remove what stopped runs left unfinished.",
 }
 
@@ -33,6 +34,8 @@ Exit codes:
   5    the output cannot be written, or may not be replaced
   6    another run is writing this output
   7    an output, a lock or the locked inputs are not what they should be
+  8    a step of a chain failed
+  9    a chain waits for a step that is done elsewhere
   130  stopped by Ctrl-C or SIGTERM; the same command goes on from there
 """
 

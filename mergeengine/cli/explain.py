@@ -1,6 +1,7 @@
 """``mergeengine explain``."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ from mergeengine.cli.console import emit, emit_json, say
 
 if TYPE_CHECKING:
     from mergeengine.analysis.explain import Explanation, Term
+    from mergeengine.plan import Plan
+    from mergeengine.workflow.models import Models
+    from mergeengine.workflow.settings import Settings
 
 
 @click.command("explain")
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 @click.argument("glob", required=False)
 @options.overrides_option
 @options.offline_option
+@click.option("--step", metavar="ID", help="Of a chain: the merge to explain.")
 @click.option("--table", is_flag=True, help="Layers by kinds of module: the scale of each.")
 @click.option("--png", type=options.PATH, metavar="FILE", help="That table as a heat map.")
 @options.format_option
@@ -27,6 +32,7 @@ def command(
     glob: str | None,
     overrides: tuple[str, ...],
     offline: bool,
+    step: str | None,
     table: bool,
     png: Path | None,
     style: str,
@@ -37,13 +43,21 @@ def command(
     tensor whose name fits is shown by itself. Only the headers of the models are read.
     """
     from mergeengine.analysis.explain import describe, explain, group
+    from mergeengine.chain.load import is_chain
     from mergeengine.plan import load_plan
     from mergeengine.workflow.prepare import bind_models, resolve
     from mergeengine.workflow.settings import Settings
 
-    plan = load_plan(plan_file, overrides)
-    models, _ = resolve(plan, Settings(offline=offline))
-    binding = bind_models(plan, models).binding
+    settings = Settings(offline=offline)
+    with ExitStack() as stack:
+        if is_chain(plan_file):
+            plan, models = stack.enter_context(_merge_of(plan_file, overrides, step, settings))
+        elif step is not None:
+            raise click.ClickException("--step is an option of chains; this is a plan")
+        else:
+            plan = load_plan(plan_file, overrides)
+            models, _ = resolve(plan, settings)
+        binding = bind_models(plan, models).binding
     explained = explain(plan, binding, glob)
     if not explained:
         raise click.ClickException(
@@ -61,6 +75,30 @@ def command(
     else:
         shown = [(((each.name, describe(each)),), each) for each in explained]
     emit("\n\n".join("\n".join(_paragraph(labels, each)) for labels, each in shown))
+
+
+@contextmanager
+def _merge_of(
+    file: Path, overrides: tuple[str, ...], step: str | None, settings: "Settings"
+) -> Iterator[tuple["Plan", "Models"]]:
+    """A merge of a chain, and its models: those that it is fused with as they would be."""
+    from mergeengine.chain.chain import Merge
+    from mergeengine.chain.load import load_chain
+    from mergeengine.cli.chain_run import step_of
+    from mergeengine.output.lock import PlanLock, lock_path, read_lock
+    from mergeengine.workflow.chain.merges import Merges
+
+    chain = load_chain(file, overrides)
+    merges = [each for each in chain.steps if isinstance(each.work, Merge)]
+    if step is None and len(merges) != 1:
+        listed = ", ".join(each.id for each in merges) or "there is none"
+        raise click.ClickException(f"--step says which merge of the chain to explain: {listed}")
+    chosen = merges[0] if step is None else step_of(chain, step)
+    if not isinstance(chosen.work, Merge):
+        raise click.ClickException(f"`{chosen.id}` is no merge: only merges have formulas")
+    lock = read_lock(lock_path(chain.file)) or PlanLock()
+    with Merges(chain, settings, lock).models(chosen) as models:
+        yield chosen.work.plan, models
 
 
 def _tables(name: str, explained: tuple["Explanation", ...], png: Path | None, style: str) -> None:

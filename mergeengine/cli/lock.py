@@ -18,16 +18,22 @@ def command(plan_file: Path, check: bool, update: bool, offline: bool, style: st
     """Write the lock beside PLAN: what each of its models is now.
 
     Hub models keep the commits that are locked already. The lock belongs under version control;
-    `run --locked` refuses other inputs.
+    `run --locked` refuses other inputs. PLAN may be a chain.
     """
+    from mergeengine.chain.load import is_chain, load_chain
     from mergeengine.plan import load_plan
-    from mergeengine.workflow.locking import check_plan_lock, lock_plan
+    from mergeengine.workflow.locking import check_plan_lock, lock_chain, lock_plan
     from mergeengine.workflow.settings import Settings
 
     if check and update:
         raise click.ClickException("--check and --update exclude each other")
-    plan, settings = load_plan(plan_file), Settings(offline=offline)
-    locked = check_plan_lock(plan, settings) if check else lock_plan(plan, settings, update=update)
+    settings = Settings(offline=offline)
+    if is_chain(plan_file):
+        locked = lock_chain(load_chain(plan_file), settings, update=update, check=check)
+    elif check:
+        locked = check_plan_lock(load_plan(plan_file), settings)
+    else:
+        locked = lock_plan(load_plan(plan_file), settings, update=update)
     if locked.written:
         say(f"wrote {locked.path}")
     if style == "json":

@@ -44,6 +44,22 @@ format_option = click.option(
     help="Of what is printed on stdout.  [default: text]",
 )
 
+_CHAIN_CHOICE = (
+    click.option(
+        "--step",
+        "steps",
+        metavar="ID",
+        multiple=True,
+        help="Of a chain: only this step and what it needs. May be repeated.",
+    ),
+    click.option(
+        "--from",
+        "start",
+        metavar="ID",
+        help="Of a chain: only this step and those that follow; what comes before stays as it is.",
+    ),
+)
+
 _RUN_OPTIONS = (
     click.option(
         "--device",
@@ -81,6 +97,13 @@ _RUN_OPTIONS = (
     click.option("--locked", is_flag=True, help="Refuse inputs that are not those of the lock."),
     offline_option,
 )
+
+
+def chain_choice(function: CommandT) -> CommandT:
+    """Which steps of a chain are meant."""
+    for option in reversed(_CHAIN_CHOICE):
+        function = option(function)
+    return function
 
 
 def run_options(function: CommandT) -> CommandT:

@@ -34,11 +34,16 @@ _DECISIONS = {
     type=options.PATH,
     help="Show what PLAN changes in the output of the plan OLD.",
 )
+@click.option("--expand", is_flag=True, help="Of a chain: print it as plain steps.")
 @options.run_options
+@options.chain_choice
 @options.format_option
+@click.pass_context
 def command(
+    context: click.Context,
     plan_file: Path,
     old_file: Path | None,
+    expand: bool,
     device: str,
     memory: int | None,
     device_memory: int | None,
@@ -49,12 +54,25 @@ def command(
     force: bool,
     locked: bool,
     offline: bool,
+    steps: tuple[str, ...],
+    start: str | None,
     style: str,
 ) -> None:
     """Show what `run` with these options would do, from the headers of the models alone.
 
-    What does not fit this machine is told and is no error here.
+    What does not fit this machine is told and is no error here. Of a chain, the state of each step.
     """
+    from mergeengine.chain.load import is_chain
+    from mergeengine.cli import chain_run
+
+    if is_chain(plan_file):
+        if old_file is not None:
+            raise click.ClickException("--diff compares two plans; this is a chain")
+        chain_run.plan(plan_file, context.params, expand)
+        return
+    chain_run.check_options(context.params, chain=False)
+    if expand:
+        raise click.ClickException("--expand is an option of chains; this is a plan")
     from mergeengine.plan import load_plan
     from mergeengine.workflow.settings import Settings
     from mergeengine.workflow.status import foresee, foresee_sweep

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 @click.command("run")
 @options.plan_argument
 @options.run_options
+@options.chain_choice
+@click.option("--keep-going", is_flag=True, help="Of a chain: a failure stops only what needs it.")
+@click.option(
+    "--allow-commands", is_flag=True, help="Of a chain: run its programs. Read them before."
+)
 @click.option("--dry-run", is_flag=True, help="Only show what would be done, as `plan` does.")
 @click.option(
     "--report", type=options.PATH, help="Write seconds, bytes and memory to a file, as JSON."
@@ -42,6 +47,10 @@ def command(
     force: bool,
     locked: bool,
     offline: bool,
+    steps: tuple[str, ...],
+    start: str | None,
+    keep_going: bool,
+    allow_commands: bool,
     dry_run: bool,
     report: Path | None,
     log_file: Path | None,
@@ -51,7 +60,20 @@ def command(
 
     Nothing is done where the output is up to date. A run that was stopped, by whatever, goes on
     where it was when the same command is given again. Prints the output's path.
+
+    PLAN may be a chain: each of its steps that is out of date is made, and a table of all steps
+    printed.
     """
+    from mergeengine.chain.load import is_chain
+    from mergeengine.cli import chain_run
+
+    if is_chain(plan_file):
+        if log_file is not None:
+            _check_outside("--log-file", log_file, plan_file, ())
+            open_log(log_file)
+        chain_run.run(plan_file, context.params)
+        return
+    chain_run.check_options(context.params, chain=False)
     from mergeengine.workflow.run import run
     from mergeengine.workflow.sweep import outputs_of, sweep
 
@@ -68,7 +90,7 @@ def command(
 
         shared = {option.name for option in plan_command.params}
         given = {key: value for key, value in context.params.items() if key in shared}
-        given["old_file"] = None
+        given |= {"old_file": None, "expand": False}
         context.invoke(plan_command, **given)
         return
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from mergeengine.chain.load import is_chain, load_chain
 from mergeengine.cli import options
 from mergeengine.cli.console import complain, emit, emit_json, tell_findings
 from mergeengine.errors import PlanError
@@ -15,14 +16,14 @@ from mergeengine.plan import load_plan
 @options.format_option
 @click.pass_context
 def command(context: click.Context, plan_files: tuple[Path, ...], style: str) -> None:
-    """Check PLANs: syntax, keys, values. Opens no model and needs no connection.
+    """Check PLANs and chains: syntax, keys, values. Opens no model and needs no connection.
 
     The exit code is 2 if any of them is wrong.
     """
     results: list[dict[str, str | bool | None]] = []
     for file in plan_files:
         try:
-            warnings = load_plan(file).warnings
+            warnings = (load_chain(file) if is_chain(file) else load_plan(file)).warnings
         except PlanError as error:
             results.append({"file": str(file), "valid": False, "error": str(error)})
         else:

@@ -14,6 +14,8 @@ from torch import Tensor
 from mergeengine.compiler.schedule import PATCH
 from mergeengine.lazy.dtypes import DType
 
+_ROUNDED = ("bfloat16", "float16", "float32")
+
 TORCH_DTYPES: dict[str, torch.dtype] = {
     name: getattr(torch, name)
     for name in (
@@ -50,6 +52,22 @@ def _minimum(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
     return torch.minimum(a, b, out=out).add_(0.0)
 
 
+def _rounded_to(dtype: torch.dtype) -> Callable[..., Tensor]:
+    """As ``round_into`` and back again, a patch at a time."""
+
+    def rounded(values: Tensor, *, out: Tensor) -> Tensor:
+        size = patch_of(values)
+        places = torch.split(out.view(-1), size)
+        for patch, place in zip(torch.split(values.reshape(-1), size), places, strict=True):
+            narrow = torch.empty_like(patch, dtype=dtype)
+            _round(narrow, patch)
+            _unify_nans(narrow, patch)
+            place.copy_(narrow)
+        return out
+
+    return rounded
+
+
 OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "add": torch.add,
     "sub": torch.sub,
@@ -65,6 +83,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "sign": torch.sign,
     "sqrt": _sqrt,
     "where": _where,
+    **{f"to_{name}": _rounded_to(getattr(torch, name)) for name in _ROUNDED},
 }
 
 _EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)

@@ -19,7 +19,8 @@ from itertools import groupby
 from math import prod
 from typing import Literal
 
-from mergeengine.lazy.nodes import BINARY, UNARY, Node, Shape, intern
+from mergeengine.lazy.dtypes import FLOAT64, DType
+from mergeengine.lazy.nodes import BINARY, ROUNDINGS, UNARY, Node, Shape, intern, walk
 from mergeengine.lazy.stored import Stored
 
 Box = tuple[tuple[int, int], ...]
@@ -100,6 +101,59 @@ def elementwise(op: str, *inputs: Node) -> Node:
             start = stop
         return concat(pieces, dimension)
     return intern(op, inputs, shape)
+
+
+def round_to(node: Node, dtype: DType) -> Node:
+    """What an output of ``dtype`` holds of these values: rounded to nearest even, NaNs unified.
+
+    As exact as the arithmetic around it, which is what it rounds the values of. ValueError for a
+    dtype that no output has. float64 holds whatever is computed.
+    """
+    if dtype == FLOAT64:
+        return node
+    if f"to_{dtype}" not in ROUNDINGS:
+        raise ValueError(f"values are not rounded to {dtype}")
+    return elementwise(f"to_{dtype}", node)
+
+
+def rebuilt(roots: Sequence[Node], leaves: Callable[[Stored], Node | None]) -> list[Node]:
+    """Expressions with other nodes in the place of stored tensors, where ``leaves`` gives one.
+
+    The shapes must be equal. The result is in normal form, whatever the new nodes are.
+    """
+    made: dict[Node, Node] = {}
+    for node in walk(*roots):
+        if node.op == "stored":
+            made[node] = leaves(node.stored) or node
+        elif all(made[child] is child for child in node.inputs):
+            made[node] = node
+        else:
+            made[node] = _again(node, tuple([made[child] for child in node.inputs]))
+    return [made[root] for root in roots]
+
+
+def _again(node: Node, inputs: tuple[Node, ...]) -> Node:
+    """The operation of ``node`` on other inputs."""
+    match node.op:
+        case "slice":
+            return slice_box(inputs[0], node.attributes[0])
+        case "permute":
+            return permute(inputs[0], node.attributes)
+        case "take":
+            return take(inputs[0], node.attributes[1], node.attributes[0])
+        case "concat":
+            return concat(inputs, node.attributes[0])
+        case "sum":
+            return total(inputs[0])
+        case "row_sum":
+            return row_sum(inputs[0])
+        case "kth_magnitude":
+            return kth_magnitude(inputs[0], *node.attributes)
+        case "low_rank":
+            return low_rank(inputs[0], *node.attributes)
+    if node.kind == "elementwise":
+        return elementwise(node.op, *inputs)
+    return intern(node.op, inputs, node.shape, *node.attributes)
 
 
 def _simplified(op: str, inputs: tuple[Node, ...], shape: Shape) -> Node | None:

@@ -24,7 +24,8 @@ from mergeengine.lazy.stored import Stored
 Kind = Literal["stored", "constant", "generated", "elementwise", "layout", "reduction", "whole"]
 Shape = tuple[int, ...]
 
-UNARY = ("neg", "abs", "sign", "sqrt")
+ROUNDINGS = ("to_bfloat16", "to_float16", "to_float32")
+UNARY = ("neg", "abs", "sign", "sqrt", *ROUNDINGS)
 BINARY = ("add", "sub", "mul", "div", "maximum", "minimum", "ge", "gt", "eq")
 
 GENERATED: dict[str, DType] = {  # and the dtype in which their values are exact
@@ -37,7 +38,7 @@ KINDS: dict[str, Kind] = {
     "stored": "stored",  # attributes: (Stored,)
     "constant": "constant",  # attributes: (value,)
     **dict.fromkeys(GENERATED, "generated"),
-    **dict.fromkeys(UNARY, "elementwise"),
+    **dict.fromkeys(UNARY, "elementwise"),  # `to_`: rounded as an output of that dtype would be
     **dict.fromkeys(BINARY, "elementwise"),  # comparisons give 1.0 and 0.0
     "where": "elementwise",  # inputs: condition (non-zero is true), then, else
     "slice": "layout",  # attributes: ((start, stop) per dimension)

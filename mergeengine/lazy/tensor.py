@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Union
 
 from mergeengine.lazy import algebra
+from mergeengine.lazy.dtypes import DType
 from mergeengine.lazy.nodes import Node, Shape
 
 Operand = Union["LazyTensor", float, int]
@@ -66,6 +67,10 @@ class LazyTensor:
 
     def sqrt(self) -> "LazyTensor":
         return _apply("sqrt", self)
+
+    def round_to(self, dtype: DType) -> "LazyTensor":
+        """The values that a tensor written as ``dtype`` would hold: rounded to nearest even."""
+        return LazyTensor(algebra.round_to(self.node, dtype))
 
     def maximum(self, other: Operand) -> "LazyTensor":
         return _apply("maximum", self, other)

@@ -14,7 +14,7 @@ from mergeengine.errors import VerificationError
 from mergeengine.output.workspace import output_error
 
 _VERSION = 1
-_PARTS = ("vars", "environment", "includes", "tokens")
+_PARTS = ("vars", "environment", "includes", "tokens", "steps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class PlanLock:
     """Reference as written -> its content: ``repo@commit`` or a sampled digest.
 
     ``substituted`` is what the plan took from elsewhere: ``vars``, ``environment``, ``includes``,
-    and the ids of ``tokens``, by the model whose tokenizer has them.
+    and the ids of ``tokens``, by the model whose tokenizer has them; and of a chain its ``steps``.
     """
 
     models: Mapping[str, str] = field(default_factory=dict)

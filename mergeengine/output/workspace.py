@@ -1,8 +1,8 @@
 """The folder in which an output is made, its lock, and how it becomes the output.
 
 ``<parent>/.<name>.partial/`` holds ``lock`` (flock: it is free when its holder is dead),
-``journal``, and ``files/``, which is renamed to the final name when everything in it is complete
-and on disk. An output that is replaced stays in place until that moment.
+``journal`` or a program's ``scratch/``, and ``files/``, which is renamed to the final name when
+everything in it is complete and on disk. An output that is replaced stays in place until then.
 """
 
 import ctypes
@@ -34,6 +34,7 @@ class Workspace:
         self.path = workspace_path(output)
         self.files = self.path / "files"
         self.journal = self.path / "journal"
+        self.scratch = self.path / "scratch"  # of a program, from one attempt to the next
         self._set_aside = self.path / "replaced"
         self._lock = -1
 
@@ -48,11 +49,30 @@ class Workspace:
 
     def __exit__(self, *exception: object) -> None:
         try:
-            if not self.journal.exists() and not os.path.lexists(self.files):
+            kept = (self.journal, self.files, *self._in_scratch())
+            if not any(os.path.lexists(path) for path in kept):
                 with suppress(OSError):  # nothing was begun, or everything is done
                     self.discard()
         finally:
             self._release()
+
+    def _in_scratch(self) -> list[Path]:
+        return list(self.scratch.iterdir()) if self.scratch.is_dir() else []
+
+    @property
+    def lock_descriptor(self) -> int:
+        """Whoever inherits it holds the workspace too, as long as it is open."""
+        return self._lock
+
+    def remove_output(self) -> None:
+        """Remove the output itself: at once under its name, so that no half of it is left there."""
+        try:
+            self.start_over()
+            self.output.rename(self.files)
+            sync_folder(self.output.parent)
+            self.discard()
+        except OSError as error:
+            raise output_error(self.output, error) from error
 
     def start_over(self) -> None:
         """Throw away what an earlier run left."""
@@ -74,7 +94,7 @@ class Workspace:
                 self.output.rename(self._set_aside)
                 self.files.rename(self.output)
             # From here on `files` may be what was replaced: nothing may be written there again.
-            self.journal.unlink()
+            self.journal.unlink(missing_ok=True)
             sync_folder(self.output.parent)
             self.discard()
         except OSError as error:

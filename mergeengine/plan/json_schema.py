@@ -7,6 +7,7 @@ shows, variables, and which keys need or exclude each other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mergeengine.lazy.dtypes import OUTPUT_DTYPES
@@ -112,8 +113,8 @@ _KEPT_WITH_DTYPE = {
 def plan_schema() -> dict[str, Any]:
     """The schema of a plan file as plain data, of draft 2020-12."""
     made = PlanKeys.model_json_schema()
-    definitions = {name: _mapping(model) for name, model in made.pop("$defs", {}).items()}
-    root = _mapping(made)
+    definitions = {name: mapping(model) for name, model in made.pop("$defs", {}).items()}
+    root = mapping(made)
     root.pop("required", None)
     root["properties"].update(
         {key: {**root["properties"][key], **form} for key, form in _SPECIAL.items()}
@@ -134,15 +135,19 @@ def plan_schema() -> dict[str, Any]:
     }
 
 
-def _mapping(model: dict[str, Any]) -> dict[str, Any]:
+def mapping(
+    model: dict[str, Any], descriptions: Mapping[str, str] = _DESCRIPTIONS
+) -> dict[str, Any]:
     """A model's schema with what its keys mean, and variables wherever values may stand."""
-    properties = {key: _value(form, key) for key, form in model.get("properties", {}).items()}
+    properties = {
+        key: _value(form, key, descriptions) for key, form in model.get("properties", {}).items()
+    }
     kept: dict[str, Any] = {key: model[key] for key in _KEPT if key in model}
     return {**kept, "properties": properties} if properties else _inside(model)
 
 
-def _value(form: dict[str, Any], key: str) -> dict[str, Any]:
-    described = {"description": _DESCRIPTIONS[key]} if key in _DESCRIPTIONS else {}
+def _value(form: dict[str, Any], key: str, descriptions: Mapping[str, str]) -> dict[str, Any]:
+    described = {"description": descriptions[key]} if key in descriptions else {}
     default = {"default": form["default"]} if form.get("default") is not None else {}
     if isinstance(form.get("default"), dict | list):
         default = {}

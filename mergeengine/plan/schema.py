@@ -57,7 +57,7 @@ _DTYPE_SYNONYMS = {
 }
 
 
-def _version(value: Any) -> int:
+def version_one(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value > 1:
         raise ValueError(f"this mergeengine reads plans of version 1, not {value}")
     if value != 1 or not isinstance(value, int) or isinstance(value, bool):
@@ -334,7 +334,7 @@ class NumericsKeys(Keys):
 
 
 class PlanKeys(Keys):
-    version: Annotated[int, PlainValidator(_version), WithJsonSchema({"const": 1})]
+    version: Annotated[int, PlainValidator(version_one), WithJsonSchema({"const": 1})]
     name: Line | None = None
     include: Any = None  # both are gone before these models see a plan: `include`, `variables`
     vars: Any = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -20,27 +20,34 @@ from mergeengine.values.excerpts import excerpt
 from mergeengine.values.nearest import did_you_mean, nearest
 from mergeengine.values.positions import Position
 
+KeysT = TypeVar("KeysT", bound=Keys)
+
 # The keys of one flat source; with `sources` they stand inside its entries.
 _SOURCE_ONLY = ("source_ft", "scaling")
 
 
 def validate(root: Node, problems: Problems) -> PlanKeys | None:
     """The plan's keys with their values; None, and all problems told, where any is wrong."""
+    keys = check_form(root, PlanKeys, problems)
+    _check_together(root, problems)
+    return None if problems.found else keys
+
+
+def check_form(root: Node, form: type[KeysT], problems: Problems) -> KeysT | None:
+    """The keys of a mapping of ``form``; None where any is wrong, which joins `problems`."""
     empty = [path for path, node in root.walk() if node.value is None]
     for path in empty:
         problems.add(root.at(path).position, f"{_label(path)} has no value")
-    keys: PlanKeys | None = None
     try:
-        keys = PlanKeys.model_validate(root.plain)
+        return form.model_validate(root.plain)
     except ValidationError as failure:
         for kind, path, context in _flat(failure):
             told_already = any(path[: len(known)] == known for known in empty) or (
-                kind == "missing" and _is_misspelt(root, path)
+                kind == "missing" and _is_misspelt(root, path, form)
             )
             if not told_already:
-                problems.add(*_told(root, kind, path, context))
-    _check_together(root, problems)
-    return None if problems.found else keys
+                problems.add(*_told(root, kind, path, context, form))
+    return None
 
 
 def _flat(
@@ -137,9 +144,9 @@ def _elsewhere(place: Position, seen_from: Position) -> str:
     return f"line {place.line}" if same_file else str(place)
 
 
-def _is_misspelt(root: Node, path: Path) -> bool:
+def _is_misspelt(root: Node, path: Path, form: type[BaseModel] = PlanKeys) -> bool:
     """Whether a missing key stands there under a wrong name, which is told as an unknown key."""
-    known = written_keys(_model_at(root, path[:-1]))
+    known = written_keys(_model_at(root, path[:-1], form))
     written = [key for key in root.at(path[:-1]).keys if key not in known]
     return any(nearest(key, known) == [path[-1]] for key in written)
 
@@ -185,17 +192,20 @@ _EXPECTED = {
     "float_type": "a number",
     "int_type": "a whole number",
     "string_type": "a text",
+    "bool_type": "true or false",
     "list_type": "a list",
     "model_type": "a mapping of keys to values",
 }
 
 
-def _told(root: Node, kind: str, path: Path, context: dict[str, Any]) -> tuple[Position, str]:
+def _told(
+    root: Node, kind: str, path: Path, context: dict[str, Any], form: type[BaseModel]
+) -> tuple[Position, str]:
     """One pydantic error as a place and a sentence."""
     node = root.at(path)
     label = _label(_written(root, path))
     if kind == "extra_forbidden":
-        return root.key_position(path), _unknown_key(root, path)
+        return root.key_position(path), _unknown_key(root, path, form)
     if kind == "missing":
         return root.at(path[:-1]).position, _missing_key(path)
     if kind == "finite_number":
@@ -244,11 +254,11 @@ def _missing_key(path: Path) -> str:
     return f"{_label(path)} is missing" + (f": {_NEEDED[key]}" if key in _NEEDED else "")
 
 
-def _unknown_key(root: Node, path: Path) -> str:
+def _unknown_key(root: Node, path: Path, form: type[BaseModel]) -> str:
     key = str(path[-1])
-    known = list(written_keys(_model_at(root, path[:-1])))
+    known = list(written_keys(_model_at(root, path[:-1], form)))
     hint = did_you_mean(key, known)
-    if not hint and len(path) == 1:
+    if not hint and len(path) == 1 and form is PlanKeys:
         elsewhere = (("output", OutputKeys), ("numerics", NumericsKeys), ("sources", SourceKeys))
         for section, model in elsewhere:
             if key in model.model_fields:
@@ -258,9 +268,9 @@ def _unknown_key(root: Node, path: Path) -> str:
     return f"unknown key `{excerpt(key)}`{hint}"
 
 
-def _model_at(root: Node, path: Path) -> type[BaseModel]:
+def _model_at(root: Node, path: Path, form: type[BaseModel]) -> type[BaseModel]:
     """The model that describes the mapping at `path`."""
-    model: type[BaseModel] = PlanKeys
+    model = form
     place = 0
     while place < len(path):
         step, place = path[place], place + 1

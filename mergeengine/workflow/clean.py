@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mergeengine.chain.load import is_chain, load_chain
 from mergeengine.errors import OutputBusyError
 from mergeengine.output.workspace import Workspace, allocated_bytes, output_error, workspace_path
 from mergeengine.plan.load import load_plan
 
 _PLAN_SUFFIXES = (".yaml", ".yml")
-_HOLDING = {"files", "replaced"}
+_HOLDING = {"files", "replaced", "scratch"}
 _PARTS = _HOLDING | {"lock", "journal"}
 
 
@@ -30,7 +31,7 @@ class Leftover:
 def clean(paths: Iterable[Path], *, dry_run: bool = False) -> list[Leftover]:
     """Remove the partial outputs that ``paths`` speak of, except those in use.
 
-    A path is a plan's file, an output, a partial output, or a folder to search.
+    A path is the file of a plan or chain, an output, a partial output, or a folder to search.
     """
     outputs = dict.fromkeys(output for path in paths for output in _outputs(path.absolute()))
     return [_removed(output, dry_run) for output in outputs]
@@ -53,9 +54,9 @@ def _removed(output: Path, dry_run: bool) -> Leftover:
 def _outputs(path: Path) -> Iterator[Path]:
     """The outputs, finished or not, whose partial folders ``path`` speaks of."""
     if path.suffix in _PLAN_SUFFIXES and path.is_file():
-        planned = load_plan(path).output.path
-        if planned is not None and _output_of(workspace_path(planned)) is not None:
-            yield planned
+        for planned in _planned(path):
+            if planned is not None and _output_of(workspace_path(planned)) is not None:
+                yield planned
         return
     own = _output_of(path)
     if own is not None:
@@ -68,6 +69,13 @@ def _outputs(path: Path) -> Iterator[Path]:
             found = {name: _output_of(Path(folder, name)) for name in names}
             yield from (output for output in found.values() if output is not None)
             names[:] = [name for name in names if found[name] is None]
+
+
+def _planned(path: Path) -> list[Path | None]:
+    """Where a plan's output goes, or those of a chain's steps."""
+    if is_chain(path):
+        return [step.output for step in load_chain(path).steps]
+    return [load_plan(path).output.path]
 
 
 def _output_of(path: Path) -> Path | None:

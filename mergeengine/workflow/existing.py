@@ -46,7 +46,7 @@ def look(output: Path, name: str, identity: str, inputs: Iterable[Checkpoint] = 
         return Existing("foreign", str(error))
     if manifest is None:
         return Existing("foreign", "it was not made by mergeengine")
-    changed = _quick_changes(output, manifest)
+    changed = quick_changes(output, manifest)
     if changed:
         return Existing("modified", changed)
     if manifest.identity == identity:
@@ -98,6 +98,8 @@ def verify(
     if manifest is None:
         raise VerificationError(f"{output}: there is no {MANIFEST}: not an output of mergeengine")
     differences = _companion_differences(output, manifest)
+    if not manifest.weights:
+        return differences
     try:
         checkpoint = open_checkpoint(output.absolute(), weights="stored")
     except MergeEngineError as error:
@@ -108,7 +110,7 @@ def verify(
     differences.extend(f"the tensor {name} was added" for name in sorted(extra))
     common = [tensor for name, tensor in checkpoint.tensors.items() if name in manifest.tensors]
     with ThreadPoolExecutor(_READERS) as pool:
-        for tensor, digest in zip(common, pool.map(_digest, common), strict=True):
+        for tensor, digest in zip(common, pool.map(tensor_digest_of, common), strict=True):
             if digest != manifest.tensors[tensor.name]:
                 differences.append(f"the values of {tensor.name} differ from the manifest")
             if progress is not None:
@@ -118,7 +120,8 @@ def verify(
     return differences
 
 
-def _digest(tensor: Stored) -> str:
+def tensor_digest_of(tensor: Stored) -> str:
+    """The digest of a tensor as a manifest has it; all of it is read."""
     size = CHUNK * tensor.dtype.itemsize
     digests = []
     with tensor.file.local.open("rb") as file:
@@ -135,7 +138,8 @@ def _written_since(output: Path, inputs: Iterable[Checkpoint]) -> Path | None:
     return next((file.local for file in files if file.state and file.state[0] > made), None)
 
 
-def _quick_changes(output: Path, manifest: Manifest) -> str | None:
+def quick_changes(output: Path, manifest: Manifest) -> str | None:
+    """What differs from the manifest, of all files but the weights, and of a sample of these."""
     for name, size in manifest.weights.items():
         path = output / name
         if not path.is_file() or path.stat().st_size != size:
@@ -143,6 +147,8 @@ def _quick_changes(output: Path, manifest: Manifest) -> str | None:
     differences = _companion_differences(output, manifest)
     if differences:
         return differences[0]
+    if not manifest.weights:
+        return None
     try:
         if open_checkpoint(output).fingerprint() != manifest.fingerprint:
             return "its weights were changed since it was made"

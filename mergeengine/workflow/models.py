@@ -1,6 +1,6 @@
 """The models of a plan, opened: each role's checkpoint, and what each reference is pinned to."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from mergeengine.output.lock import PlanLock
 from mergeengine.output.tokenizer_files import has_tokenizer
 from mergeengine.plan.plan import Plan
 from mergeengine.values.references import ModelReference
+from mergeengine.workflow.planned import PlannedCheckpoint
 
 _DONORS = ("tokenizer", "config", "generation_config")
 
@@ -30,15 +31,21 @@ class Models:
     generation_config: Checkpoint
     source_names: tuple[str, ...]
     masks: tuple[Checkpoint, ...] = ()
+    planned: tuple[PlannedCheckpoint, ...] = ()
 
     def merged(self) -> tuple[Checkpoint, ...]:
         """The models whose weights are read, each once."""
         return tuple(dict.fromkeys((self.target, *self.bases, *self.fts)))
 
     def inputs(self) -> tuple[Checkpoint, ...]:
-        """What has the files of those (an adapter and its base each for itself) and of masks."""
-        parts = [part for model in self.merged() for part in model.parts or (model,)]
-        return (*dict.fromkeys(parts), *self.masks)
+        """What has the files of those (an adapter and its base each for itself) and of masks.
+
+        In the place of a merge that is part of this one stand the models that it is made of.
+        """
+        read = [model for model in self.merged() if model not in self.planned]
+        parts = [part for model in read for part in model.parts or (model,)]
+        behind = [model for each in self.planned for model in each.made_of]
+        return tuple(dict.fromkeys((*parts, *behind, *self.masks)))
 
     def roles(self) -> Iterator[tuple[str, Checkpoint]]:
         """Every role with its model; donors of companions only where they are other models."""
@@ -49,9 +56,10 @@ class Models:
             yield f"source_ft{of}", ft.parts[0] if ft.parts else ft
             if ft.parts and ft.parts[1] not in self.merged():
                 yield f"base of source_ft{of}", ft.parts[1]
+        named = {*self.merged(), *(part for model in self.merged() for part in model.parts)}
         for role in _DONORS:
             model: Checkpoint = getattr(self, role)
-            if model not in self.inputs():
+            if model not in named:
                 yield role, model
         for mask in self.masks:
             yield "mask", mask
@@ -115,8 +123,14 @@ def references_of(plan: Plan) -> dict[ModelReference, Kind]:
     return wanted
 
 
-def open_models(plan: Plan, lock: PlanLock, *, offline: bool) -> Models:
-    """Open everything that a plan names; hub references at the commits that ``lock`` has."""
+def open_models(
+    plan: Plan, lock: PlanLock, *, offline: bool, given: Sequence[PlannedCheckpoint] = ()
+) -> Models:
+    """Open everything that a plan names; hub references at the commits that ``lock`` has.
+
+    What is ``given`` is not opened.
+    """
+    ready = {model.reference: model for model in given}
     wanted = references_of(plan)
     _check_told_apart(wanted)
     adapters = dict.fromkeys(each.source_ft for each in plan.sources if each.source_ft.adapts)
@@ -127,6 +141,8 @@ def open_models(plan: Plan, lock: PlanLock, *, offline: bool) -> Models:
             )
 
     def opened(reference: ModelReference) -> Checkpoint:
+        if reference in ready:
+            return ready[reference]
         pinned = None if reference.repo is None else lock.commit_of(reference.text)
         return open_checkpoint(reference, pinned=pinned, offline=offline, weights=wanted[reference])
 
@@ -168,6 +184,7 @@ def open_models(plan: Plan, lock: PlanLock, *, offline: bool) -> Models:
         generation_config=donor(plan.output.generation_config),
         source_names=tuple(source.name for source in plan.sources),
         masks=tuple(found[file] for file in plan.mask_files),
+        planned=tuple(given),
     )
 
 

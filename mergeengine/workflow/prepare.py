@@ -1,9 +1,9 @@
 """From a plan to everything that can be known before data are read."""
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mergeengine.compiler.binding import Binding, bind
@@ -19,6 +19,7 @@ from mergeengine.values.digests import digest_of
 from mergeengine.workflow.accompany import CARD, accompany
 from mergeengine.workflow.existing import check_apart
 from mergeengine.workflow.models import Models, open_models
+from mergeengine.workflow.planned import PlannedCheckpoint, fused
 from mergeengine.workflow.settings import Settings
 
 # Raised when the same plan and inputs would give other bytes than before.
@@ -76,23 +77,29 @@ def prepare(
     locked: bool = False,
     block_chunks: int | None = None,
     like: Prepared | None = None,
+    lock: PlanLock | None = None,
+    planned: Sequence[PlannedCheckpoint] = (),
 ) -> Prepared:
     """Open the models by their headers, bind, lay out and schedule.
 
     With ``locked`` the plan's lock must name the very same contents. ``block_chunks`` fixes the
     block size, for measurements. Where the models are those of ``like``, they are not opened again.
+    ``lock`` stands for the one beside the plan. What is ``planned`` is not opened either: its graph
+    becomes a part of this one.
     """
     settings = settings or Settings()
     path = output_of(plan, output)
     if like is not None and like.plan.models == plan.models:
         models, pins = like.models, _pinned(plan, like.models, like.pins.models)
     else:
-        models, pins = resolve(plan, settings, locked=locked)
+        models, pins = resolve(plan, settings, locked=locked, lock=lock, planned=planned)
     if plan.file.resolve().is_relative_to(path.resolve()):
         raise OutputError(f"{path}: the plan lies there; choose a folder of its own")
     check_apart(path, models.inputs())
     bound = bind_models(plan, models)
     companions = accompany(plan, models, bound.binding)
+    if planned:
+        bound = replace(bound, binding=fused(bound.binding, planned))
     described = [(t.output.name, t.output.dtype, t.output.shape) for t in bound.binding.tensors]
     return Prepared(
         plan=plan,
@@ -135,15 +142,23 @@ def output_of(plan: Plan, output: Path | None) -> Path:
 
 
 def resolve(
-    plan: Plan, settings: Settings, *, locked: bool = False, update: bool = False
+    plan: Plan,
+    settings: Settings,
+    *,
+    locked: bool = False,
+    update: bool = False,
+    lock: PlanLock | None = None,
+    planned: Sequence[PlannedCheckpoint] = (),
 ) -> tuple[Models, PlanLock]:
     """Open the models by their headers, and say what each reference is now.
 
     Hub references are held at the commits of the plan's lock, unless with ``update``. With
     ``locked`` every reference must be what the lock says.
     """
-    lock = read_lock(lock_path(plan.file)) or PlanLock()
-    models = open_models(plan, PlanLock() if update else lock, offline=settings.offline)
+    if lock is None:
+        lock = read_lock(lock_path(plan.file)) or PlanLock()
+    held = PlanLock() if update else lock
+    models = open_models(plan, held, offline=settings.offline, given=planned)
     pins = _pinned(plan, models, models.pins().models)
     if locked:
         check_lock(plan, lock, pins)

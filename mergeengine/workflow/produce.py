@@ -153,7 +153,7 @@ def produce(
     waiting = [job for job in jobs if force or look_at(job).state != "up to date"]
     for job in jobs:
         if job not in waiting:
-            _clear_leftovers(job.output)
+            clear_leftovers(job.output)
     produced = dict.fromkeys((job.output for job in jobs), Produced(made=False))
     if not waiting:
         return list(produced.values()), None
@@ -231,7 +231,7 @@ def _begin(job: Job, stack: ExitStack, tell: Progress, *, force: bool) -> _Begun
     return _Begun(job, workspace, existing)
 
 
-def _clear_leftovers(output: Path) -> None:
+def clear_leftovers(output: Path) -> None:
     """A run that was killed after its last rename left a workspace, perhaps with an old model."""
     if workspace_path(output).is_dir():
         with suppress(OutputBusyError), Workspace(output) as workspace:

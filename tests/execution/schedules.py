@@ -6,7 +6,7 @@ import torch
 
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
 from mergeengine.compiler.schedule import Schedule, schedule
-from mergeengine.lazy.dtypes import DType
+from mergeengine.lazy.dtypes import BFLOAT16, FLOAT32, DType
 from mergeengine.lazy.tensor import LazyTensor, concat
 
 Expression = Callable[[LazyTensor, LazyTensor, LazyTensor], LazyTensor]
@@ -48,6 +48,7 @@ EXPRESSIONS: dict[str, Expression] = {
     "thresholds": lambda t, f, b: (abs(f - b) >= 0.5).where(t, -b) * (t > b) + f.eq(b),
     "bounded": lambda t, f, b: t.sign() * f.minimum(0.5).maximum(-0.25) + abs(b).sqrt(),
     "constant": lambda t, f, b: t * 0.0 + 3.0,
+    "rounded": lambda t, f, b: (t + 0.3 * (f - b)).round_to(BFLOAT16) - f.round_to(FLOAT32),
     "normalised": lambda t, f, b: t * (0.5 / t.norm()) + f / (b.norm() + 1.0),
     "nested": lambda t, f, b: t * ((f - f.sum() / float(f.node.numel)).norm() / b.norm()),
     "per row": lambda t, f, b: t / (f * f).row_sum().sqrt(),

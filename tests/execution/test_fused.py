@@ -21,7 +21,7 @@ from mergeengine.execution.fused import FusedRunner
 from mergeengine.execution.kernels import torch_dtype
 from mergeengine.execution.reader import Reader
 from mergeengine.lazy import algebra
-from mergeengine.lazy.dtypes import BY_NAME
+from mergeengine.lazy.dtypes import BFLOAT16, BY_NAME, FLOAT16, FLOAT32
 from mergeengine.lazy.partition import CHUNK
 from mergeengine.lazy.stored import Stored, StoredFile
 from mergeengine.lazy.tensor import LazyTensor
@@ -44,6 +44,9 @@ EXPRESSIONS: dict[str, Callable[[LazyTensor, LazyTensor, LazyTensor], LazyTensor
     "numbers": lambda t, b, f: t / (b * 0.0 + 2.0) - (f * 0.0 + 3.0),
     "square": lambda t, b, f: t * t - b * (f + b),
     "kept": lambda t, b, f: (t - b) * t + abs(t),
+    "rounded": lambda t, b, f: (
+        (t + 0.3 * (f - b)).round_to(BFLOAT16) - f.round_to(FLOAT16) * b.round_to(FLOAT32)
+    ),
     "part": lambda t, b, f: t[1:] + (f[1:] - b[1:]),
 }
 

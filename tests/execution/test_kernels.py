@@ -47,6 +47,22 @@ def test_float64_is_rounded_once(dtype: torch.dtype, number: float) -> None:
     assert out.to(torch.float64).item() == correctly_rounded(number, *NARROW[dtype])
 
 
+@pytest.mark.parametrize("compute", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rounding_on_the_way_is_writing_and_reading_again(
+    dtype: torch.dtype, compute: torch.dtype
+) -> None:
+    size = {torch.float32: 4, torch.float64: 8}[compute]
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randint(0, 256, (size * 200_000,), dtype=torch.uint8, generator=generator)
+    values = torch.cat([raw.view(compute), torch.randn(1000, generator=generator).to(compute)])
+    written = torch.empty(values.shape, dtype=dtype)
+    round_into(written, values)
+    place = values.clone()
+    out = OPERATIONS[f"to_{str(dtype).removeprefix('torch.')}"](place, out=place)
+    assert torch.equal(out.view(torch.uint8), written.to(compute).view(torch.uint8))
+
+
 def test_torch_itself_rounds_twice_here() -> None:
     """The reason for rounding to odd: if this ever fails, the detour can go."""
     tricky = torch.tensor([1.0 + 2**-8 + 2**-30], dtype=torch.float64)

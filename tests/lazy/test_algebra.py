@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mergeengine.lazy import algebra
-from mergeengine.lazy.dtypes import BFLOAT16, FLOAT32
+from mergeengine.lazy.dtypes import BFLOAT16, FLOAT32, FLOAT64, UINT8
 from mergeengine.lazy.nodes import Node, walk
 from mergeengine.lazy.stored import Stored, StoredFile
 from mergeengine.lazy.tensor import LazyTensor, concat
@@ -146,3 +146,29 @@ def test_a_deep_chain_does_not_exhaust_the_stack() -> None:
 
 def test_dtypes_know_their_codes() -> None:
     assert (BFLOAT16.code, FLOAT32.itemsize, str(FLOAT32)) == ("BF16", 4, "float32")
+
+
+def test_other_nodes_in_the_place_of_stored_tensors() -> None:
+    t, f, b, x, y = (leaf(name, 6, 4) for name in "tfbxy")
+    made = (x - y).round_to(BFLOAT16)
+
+    def with_base(base: LazyTensor) -> LazyTensor:
+        masked = abs(f - base) >= (f - base).kth_magnitude(3)
+        shifted = base.take([1, -1, *range(2, 6)]).permute(1, 0)[:2]
+        sums = base.row_sum() * (base.sum() + base.norm())
+        return concat([t + 0.5 * masked.where(f - base, 0.0) * sums, shifted.permute(1, 0)], 1)
+
+    (rebuilt,) = algebra.rebuilt(
+        [with_base(b).node], lambda held: made.node if held.name == "b" else None
+    )
+    assert rebuilt is with_base(made).node
+    assert_normal(rebuilt)
+    assert algebra.rebuilt([t.node], lambda held: None) == [t.node]
+
+
+def test_rounding_is_for_what_outputs_are_written_in() -> None:
+    a = leaf("a", 3)
+    assert a.round_to(BFLOAT16).node.op == "to_bfloat16"
+    assert a.round_to(FLOAT64).node is a.node
+    with pytest.raises(ValueError, match="not rounded to uint8"):
+        a.round_to(UINT8)

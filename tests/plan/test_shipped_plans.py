@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mergeengine.chain.load import is_chain, load_chain
 from mergeengine.plan import load_plan, parse_plan
 from mergeengine.values.anatomy import lone
 
@@ -14,7 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.mark.parametrize("path", sorted((ROOT / "plans").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_plan_is_valid(path: Path) -> None:
-    assert load_plan(path).name
+    assert (load_chain(path) if is_chain(path) else load_plan(path)).name
 
 
 def test_the_plans_of_the_readme_are_valid() -> None:

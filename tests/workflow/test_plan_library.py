@@ -9,11 +9,12 @@ import yaml
 from safetensors.torch import load_file
 
 import mergeengine
+from mergeengine.chain.load import is_chain
 from mergeengine.plan import load_plan
 from mergeengine.values.anatomy import lone
 
 PLANS = Path(__file__).parents[2] / "plans"
-NAMES = sorted(path.name for path in PLANS.glob("*.yaml"))
+NAMES = sorted(path.name for path in PLANS.glob("*.yaml") if not is_chain(path))
 SIZES = {
     "vocab_size": 48, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2,

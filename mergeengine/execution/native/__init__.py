@@ -45,6 +45,9 @@ OPERATIONS = {
     "abs": 9,
     "sqrt": 10,
     "where": 11,
+    "to_bfloat16": 12,
+    "to_float16": 13,
+    "to_float32": 14,
 }
 _LEVELS = ("plain", "AVX2", "AVX-512")
 
@@ -95,6 +98,8 @@ class Library:
     def __init__(self, path: Path) -> None:
         self.path = path
         loaded = ctypes.CDLL(str(path))
+        if loaded.me_operations() <= max(OPERATIONS.values()):
+            raise OSError(f"{path}: built from an earlier version")
         self.level: int = loaded.me_level()
         self._run = loaded.me_merge
         self._run.argtypes = [
@@ -155,7 +160,7 @@ def _library() -> Library | None:
         if path.exists():
             try:
                 return Library(path)
-            except (OSError, AttributeError):  # built for another system
+            except (OSError, AttributeError):  # built for another system, or before
                 return None
     return None
 

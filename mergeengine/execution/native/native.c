@@ -25,7 +25,8 @@
 #endif
 
 enum { BF16, F16, F32, F64, RAW };
-enum { LOAD, ADD, SUB, MUL, DIV, GE, GT, EQ, NEG, ABSOLUTE, SQUARE_ROOT, WHERE };
+enum { LOAD, ADD, SUB, MUL, DIV, GE, GT, EQ, NEG, ABSOLUTE, SQUARE_ROOT, WHERE,
+       TO_BF16, TO_F16, TO_F32, OPERATIONS };
 
 typedef struct {
     /* Operands: a register, ~k for the number k, or STORED + k for source k as it is stored (bf16,
@@ -116,6 +117,24 @@ static inline float double_to_odd(double value) {
     int outward = (error > 0) == (value > 0); /* in magnitude: +1 on the bits, whatever the sign */
     return bits_to_float(inexact ? (outward ? bits + 1 : bits - 1) : bits);
 }
+
+/* What a stored number of that type would be read as again: NaNs become one pattern. */
+static inline float to_bf16_float(float value) {
+    uint32_t bits = float_to_bits(value);
+    uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000;
+    return bits_to_float((bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC00000 : rounded);
+}
+
+static inline float to_f16_float(float value) { return half_to_float(float_to_half(value)); }
+
+static inline float to_f32_float(float value) {
+    uint32_t bits = float_to_bits(value);
+    return bits_to_float((bits & 0x7FFFFFFF) > 0x7F800000 ? 0x7FC00000 : bits);
+}
+
+static inline double to_bf16_double(double value) { return to_bf16_float(double_to_odd(value)); }
+static inline double to_f16_double(double value) { return to_f16_float(double_to_odd(value)); }
+static inline double to_f32_double(double value) { return to_f32_float((float)value); }
 
 typedef struct {
     uint64_t sums[8];
@@ -212,6 +231,9 @@ static void finish(const Digest *d, unsigned char *result) {
 typedef int Vector(const Program *, char *, const char *const *, char *const *, long, long,
                    double *);
 typedef void Hash(Digest *, const unsigned char *, long, int, unsigned char *);
+
+/* How many operations it knows: one that was built before lacks the newest. */
+int me_operations(void) { return OPERATIONS; }
 
 /* 0: plain C, 1: AVX2, 2: AVX-512. */
 int me_level(void) {

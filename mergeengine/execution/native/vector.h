@@ -94,6 +94,9 @@ LOADS(double, double)
         case NEG: LOOP(REAL, -x);                                                                  \
         case ABSOLUTE: LOOP(REAL, ABS(x));                                                         \
         case SQUARE_ROOT: LOOP(REAL, SQRT(x));                                                     \
+        case TO_BF16: LOOP(REAL, to_bf16_##NAME(x));                                               \
+        case TO_F16: LOOP(REAL, to_f16_##NAME(x));                                                 \
+        case TO_F32: LOOP(REAL, to_f32_##NAME(x));                                                 \
         })                                                                                         \
     }
 

@@ -1,0 +1,1 @@
+"""Programs that steps of a chain can run as they are."""

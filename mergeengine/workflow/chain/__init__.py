@@ -1,0 +1,1 @@
+"""Running chains: what is up to date, what is made, and what is kept of it."""

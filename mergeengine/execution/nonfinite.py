@@ -137,6 +137,7 @@ class Examiner:
                     lacking = here if lacking is None else lacking.and_also(here)
         if finding is None:
             return
+        self._reader.check_unchanged()  # what is being overwritten holds anything
         if guard.on_nonfinite == "error":
             raise guard.refuse(finding, False)
         if lacking is not None:
@@ -174,7 +175,10 @@ class Examiner:
         for node in prerequisites(to.output.node):
             compute = arithmetic_of(node, to.output.compute)
             outcome = self._outcomes.get((node, compute.name))
-            if outcome is not None and not bool(outcome.isfinite().all()):
+            if outcome is None:
+                continue
+            strips = outcome.view(-1).split(_STRIP)  # a look at all at once would copy it
+            if not all(bool(strip.isfinite().all()) for strip in strips):
                 spreading.append(node)
         leaves = {leaf.stored for leaf in walk(*spreading) if leaf.op == "stored"}
         return frozenset(stored for stored in leaves if self._has_bad(stored))

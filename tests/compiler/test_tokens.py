@@ -30,9 +30,7 @@ def models(tmp_path):
         found[name] = torch.randn(9, 4, generator=generator)
         (tmp_path / name).mkdir()
         save_file({WORDS: found[name]}, tmp_path / name / "model.safetensors")
-        tokenizer(
-            tmp_path / name, {token: (place + seed) % 8 for place, token in enumerate(TOKENS)}
-        )
+        tokenizer(tmp_path / name, {token: place for place, token in enumerate(TOKENS)})
     return found
 
 
@@ -69,64 +67,75 @@ def test_rows_of_tokens(tokens, rows, models, tmp_path):
     assert changed(tmp_path, models) == rows
 
 
-def test_the_fine_tune_is_asked_where_the_target_lists_none(models, tmp_path):
-    (tmp_path / "target" / "tokenizer.json").unlink()
-    (tmp_path / "target" / "tokenizer.model").write_bytes(b"\0")
-    run(write(tmp_path, '["<|im_start|>"]'), device="cpu")
-    assert changed(tmp_path, models) == [6]
+def test_the_output_s_tokenizer_is_asked_then_the_target_s_and_the_fine_tune_s(models, tmp_path):
+    plan = write(tmp_path, '["<|im_start|>"]')
+    run(plan, device="cpu")
+    assert changed(tmp_path, models) == [4]
+    told = json.loads((tmp_path / "plan.lock").read_text())["tokens"]
+    assert told == {"./ft": {"<|im_start|>": 4}}
     (tmp_path / "ft" / "tokenizer.json").unlink()
-    with pytest.raises(PlanError, match=r"no tokenizer of ./target, ./ft lists its tokens"):
-        run(tmp_path / "plan.yaml", device="cpu")
-
-
-def test_each_source_has_its_own_fine_tune(models, tmp_path):
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    run(plan, device="cpu")
+    assert changed(tmp_path, models) == [4]
+    told = json.loads((tmp_path / "plan.lock").read_text())["tokens"]
+    assert told == {"./target": {"<|im_start|>": 4}}
     (tmp_path / "target" / "tokenizer.json").unlink()
+    with pytest.raises(PlanError, match=r"no tokenizer of .*\./target.* lists its tokens"):
+        run(plan, device="cpu")
+
+
+def test_every_mask_is_looked_up(models, tmp_path):
     sources = "sources:\n"
     for name in ("other", "ft"):
         sources += f'  - {{name: {name}, source_ft: ./{name}, masks: [{{tokens: ["a"]}}]}}\n'
     plan = parse_plan(write(tmp_path, '["b"]', sources).read_text(), tmp_path / "plan.yaml")
     prepared = prepare(plan)
-    assert prepared.pins.substituted == {"tokens": {"./other": {"a": 4, "b": 1}, "./ft": {"a": 3}}}
+    assert prepared.pins.substituted == {"tokens": {"./other": {"a": 1, "b": 6}}}
     shown = [
         [applied.action.text for applied in delta.actions]
         for delta in prepared.binding.tensors[0].deltas
     ]
-    assert shown == [['tokens: "a" (4)', 'tokens: "b" (1)'], ['tokens: "a" (3)', 'tokens: "b" (1)']]
+    assert shown == [['tokens: "a" (1)', 'tokens: "b" (6)']] * 2
 
 
 def test_unknown_tokens(models, tmp_path):
     plan = write(tmp_path, '["<|im_strt|>", "Hello", "§§§", "<|im_end|>"]')
     with pytest.raises(PlanError) as raised:
         run(plan, device="cpu")
-    at = f"{plan}:7:5: the tokenizer of ./target has no token"
+    at = f"{plan}:7:5: the tokenizer of ./ft has no token"
     assert str(raised.value) == (
         f"{at} `<|im_strt|>`; the nearest are `<|im_start|>` and `<|im_end|>`\n"
         f"{at} `Hello`; the nearest is `Ġhello`\n"
         f"{at} `§§§`"
     )
     ids = dict.fromkeys(TOKENS[:4], 0)
-    tokenizer(tmp_path / "target", ids)
-    with pytest.raises(PlanError, match=r"`<\|im_end\|>`; in that of ./ft it is 7: write the id"):
+    tokenizer(tmp_path / "ft", ids)
+    with pytest.raises(
+        PlanError, match=r"`<\|im_end\|>`; in that of ./target it is 5: write"
+    ):
         run(plan, device="cpu")
     assert not (tmp_path / "out").exists()
 
 
 def test_rows_beyond_the_tensor_are_told_with_the_token(models, tmp_path):
-    tokenizer(tmp_path / "target", {"<s>": 0, "far": 9})
+    for name in ("target", "base", "ft"):
+        tokenizer(tmp_path / name, {"<s>": 0, "far": 9})
     with pytest.raises(Exception, match=r'tokens: "far" \(9\)\)'):
         run(write(tmp_path, "[far]"), device="cpu")
 
 
 def test_ids_that_change_are_another_output(models, tmp_path):
-    plan = write(tmp_path, '["a"]')
+    def tokenizers(ids):
+        for name in ("target", "base", "ft"):
+            tokenizer(tmp_path / name, ids)
+
+    plan = write(tmp_path, '["a"]', "source_ft: ./ft\nvocabulary: target\n")
     assert run(plan, device="cpu").made
     lock = json.loads((tmp_path / "plan.lock").read_text())
     manifest = json.loads((tmp_path / "out" / "mergeengine.json").read_text())
     assert lock["tokens"] == {"./target": {"a": 1}} == manifest["plan"]["tokens"]
     assert not run(plan, device="cpu").made
-    tokenizer(tmp_path / "target", {"new": 7, "a": 1})
-    assert not run(plan, device="cpu").made, "the ids are what counts"
-    tokenizer(tmp_path / "target", {"a": 3})
+    tokenizers({"a": 3})
     with pytest.raises(VerificationError, match=r"tokens of ./target: .*'a': 1.*now.*'a': 3"):
         run(plan, device="cpu", locked=True)
     assert run(plan, device="cpu").made

@@ -55,7 +55,7 @@ def test_an_output_that_is_up_to_date_is_not_touched(
     monkeypatch.setattr(Reader, "read_into", _never)
     result = run(made.plan, device="cpu")
     assert not result.made
-    assert result.report["bytes"] == {"read": 0, "written": 0, "kept_from_earlier_run": 0}
+    assert not any(result.report["bytes"].values())
     assert not run(made.plan, device="cpu", memory=1 << 30, workers=5).made
     assert stamps(made.folder) == before
 

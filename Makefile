@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .
 SEEDS ?=
 BUILT_FROM := pyproject.toml .ci/constraints.txt $(wildcard mergeengine/execution/native/*.[ch])
 
-.PHONY: demo bench test lint unit test-slow test-cuda test-network test-real format clean
+.PHONY: demo bench test lint unit test-slow test-cuda test-network test-real fuzz format clean
 
 demo: $(VENV)/.run
 	$(BIN)/python -m benchmarks.demo $(if $(SEEDS),--seeds $(SEEDS))
@@ -40,12 +40,18 @@ test-network: $(VENV)/.dev
 test-real: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m real tests/real
 
+# Coverage-guided; more arguments in ARGUMENTS, which are libFuzzer's.
+fuzz: $(VENV)/.dev
+	$(INSTALL) atheris
+	mkdir -p .fuzz
+	$(BIN)/python tests/fuzz/fuzz_checkpoints.py .fuzz/corpus -max_total_time=300 -artifact_prefix=.fuzz/ $(ARGUMENTS)
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .demo .bench .real build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .demo .bench .real .fuzz build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("mergeengine needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'

@@ -177,8 +177,9 @@ class Examiner:
             outcome = self._outcomes.get((node, compute.name))
             if outcome is None:
                 continue
-            strips = outcome.view(-1).split(_STRIP)  # a look at all at once would copy it
-            if not all(bool(strip.isfinite().all()) for strip in strips):
+            flat = outcome.view(-1)
+            strips = (flat[at : at + _STRIP] for at in range(0, len(flat), _STRIP))
+            if not all(bool(strip.isfinite().all()) for strip in strips):  # no copy of it whole
                 spreading.append(node)
         leaves = {leaf.stored for leaf in walk(*spreading) if leaf.op == "stored"}
         return frozenset(stored for stored in leaves if self._has_bad(stored))

@@ -110,9 +110,7 @@ def test_unknown_tokens(models, tmp_path):
     )
     ids = dict.fromkeys(TOKENS[:4], 0)
     tokenizer(tmp_path / "ft", ids)
-    with pytest.raises(
-        PlanError, match=r"`<\|im_end\|>`; in that of ./target it is 5: write"
-    ):
+    with pytest.raises(PlanError, match=r"`<\|im_end\|>`; in that of ./target it is 5: write"):
         run(plan, device="cpu")
     assert not (tmp_path / "out").exists()
 

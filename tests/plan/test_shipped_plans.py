@@ -21,7 +21,9 @@ def test_every_shipped_plan_is_valid(path: Path) -> None:
 def test_the_plans_of_the_readme_are_valid() -> None:
     plans = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     assert plans
-    read = [parse_plan(text, ROOT / "plan.yaml") for text in plans]
+    chains = [text for text in plans if "\nsteps:" in text]
+    assert len(chains) == 1
+    read = [parse_plan(text, ROOT / "plan.yaml") for text in plans if text not in chains]
     assert all(plan.warnings == () for plan in read)
     for plan in read[:1]:
         assert plan.masks.at(lone("model.layers.2.mlp.up_proj.weight")).value == 0.0

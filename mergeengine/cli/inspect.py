@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @options.offline_option
 @options.format_option
 def command(model: str, with_tensors: bool, with_kinds: bool, offline: bool, style: str) -> None:
-    """Describe MODEL: a folder, a .safetensors file, org/name[@revision] on the hub, or a
+    """Describe MODEL: a folder, a file of weights, org/name[@revision] on the hub, or a
     URL of either.
 
     Reads the config and the headers of the weights, no tensor.

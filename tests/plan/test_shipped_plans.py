@@ -7,6 +7,7 @@ import pytest
 
 from mergeengine.chain.load import is_chain, load_chain
 from mergeengine.plan import load_plan, parse_plan
+from mergeengine.plan.forms import Keys
 from mergeengine.values.anatomy import lone
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,17 @@ def test_the_readme_knows_every_key() -> None:
     from mergeengine.plan import schema
     from mergeengine.plan.forms import written_keys
 
-    table = README.split("| key | meaning | default |")[1].split("\n\n")[0]
-    for model in (schema.PlanKeys, schema.OutputKeys, schema.NumericsKeys):
+    language = README.split("## A plan")[1].split("## What you can rely on")[0]
+    models = _models(Keys)
+    assert {schema.PlanKeys, schema.MaskKeys, schema.RenameKeys, schema.AdapterKeys} <= models
+    for model in models:
         for name in written_keys(model):
-            assert re.search(rf"\b{name}\b", table + README.split("## A plan")[1]), name
+            assert re.search(rf"\b{name}\b", language), (model, name)
+
+
+def _models(keys: type[Keys]) -> set[type[Keys]]:
+    """Every mapping of a plan, the forms of parameters too."""
+    below = keys.__subclasses__()
+    return {each for each in below if "plan" in each.__module__} | {
+        inner for each in below for inner in _models(each)
+    }

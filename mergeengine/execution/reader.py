@@ -82,13 +82,18 @@ class Reader:
         return CheckpointError(f"{file.path}: cannot be read: {reason}")
 
     def check_unchanged(self) -> None:
-        """Raise InputChangedError if a file that was read is not what it was when opened."""
+        """Raise InputChangedError if a file that was read is not what it was when opened.
+
+        Others may be reading, and opening more files, meanwhile.
+        """
         if self._remote_files:
             from mergeengine.checkpoints.remote import check_unchanged
 
             with ThreadPoolExecutor(_REQUESTS) as pool:
-                list(pool.map(check_unchanged, self._remote_files))
-        for path, state in self._states.items():
+                list(pool.map(check_unchanged, tuple(self._remote_files)))
+        with self._lock:
+            states = dict(self._states)
+        for path, state in states.items():
             try:
                 now = _state(path.stat())
             except OSError as error:

@@ -127,11 +127,19 @@ class Chain:
         return found
 
     def fused(self) -> Iterator[Step]:
-        """The merges that are never written, since merges alone use them."""
+        """The merges that are never written, since merges alone use them, and not with adapters."""
+        adapted = {
+            source.source_ft.adapts.text
+            for step in self.steps
+            if isinstance(step.work, Merge)
+            for source in step.work.plan.sources
+            if source.source_ft.adapts is not None
+        }
         for step in self.steps:
             users = self.users(step.id)
             if (
                 not step.keep
+                and step.id not in adapted
                 and isinstance(step.work, Merge)
                 and users
                 and all(isinstance(user.work, Merge) for user in users)

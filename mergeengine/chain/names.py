@@ -20,6 +20,7 @@ from mergeengine.values.references import ModelReference
 
 _ROLES = ("target", "source_ft")
 _MODELS = ("base", "target", "source_base", "source_ft")
+_ADAPTER = ("adapter", "base")
 _FILES = ("tokenizer", "config", "generation_config")
 
 
@@ -78,6 +79,13 @@ def take_in_plan(
             continue
         if path[0] == "output" and text in _ROLES:
             continue
+        if path[-1] == "adapter" and text in names.steps:
+            names.problems.add(
+                node.position,
+                f"the output of the step `{text}` is a whole model, no adapter: write "
+                f"`source_ft: {text}`, and let the step merge its adapter",
+            )
+            continue
         if names.take(text, node.position, taken) and text in models:
             node.value = node.written = models[text].text
 
@@ -91,13 +99,21 @@ def _references(root: Node) -> list[KeyPath]:
         for index, source in enumerate(sources.value):
             keys = (key for key in ("source_base", "source_ft") if source.get(key) is not None)
             found += [("sources", index, key) for key in keys]
-    return found
+    return [each for path in found for each in _parts(root, path)]
+
+
+def _parts(root: Node, path: KeyPath) -> list[KeyPath]:
+    """Where a model is named; of an adapter also where its base is."""
+    keys = (key for key in _ADAPTER if root.at(path).get(key) is not None)
+    return [(*path, key) for key in keys] or [path]
 
 
 def placed(plan: Plan, outputs: Mapping[str, ModelReference]) -> Plan:
     """The plan with the outputs of steps in the place of their ids."""
 
     def there(reference: ModelReference) -> ModelReference:
+        if reference.adapts is not None:
+            return replace(reference, adapts=there(reference.adapts))
         step = outputs.get(reference.text) if reference.repo is not None else None
         return reference if step is None else replace(step, position=reference.position)
 

@@ -67,6 +67,8 @@ def _models(chain: Chain, step: str) -> tuple[str, ...]:
     taken = [plan.target.text]
     for source in plan.sources:
         taken += [source.source_base.text, source.source_ft.text]
+        if source.source_ft.adapts is not None:
+            taken.append(source.source_ft.adapts.text)
     outside = (text for text in taken if text not in chain[step].uses)
     return tuple(dict.fromkeys(names.get(text, text) for text in outside))
 

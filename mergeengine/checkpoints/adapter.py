@@ -63,6 +63,7 @@ def adapted(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
         parts=(adapter, base),
         notes=notes,
         warnings=warnings,
+        _headers={**base._headers, **adapter._headers},
     )
 
 

@@ -58,6 +58,7 @@ class Checkpoint:
     parts: tuple["Checkpoint", ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    _headers: Mapping[StoredFile, bytes] = field(default_factory=dict, repr=False)
     _store: "_Store | None" = field(default=None, repr=False)
 
     def __str__(self) -> str:
@@ -121,7 +122,7 @@ class Checkpoint:
         if self.revision is not None:
             return f"{self.reference.repo}@{self.revision}"
         return sampled_digest(
-            self.files,
+            self._headers,
             self.stored(),
             config=self.companion("config.json" if self.adapter is None else ADAPTER_CONFIG),
             in_folder=self._store is not None,
@@ -270,6 +271,7 @@ def _open_store(
         folder=folder,
         adapter=_config(label, store, names, ADAPTER_CONFIG) if kind == "adapter" else None,
         notes=(*_notes(label, parts), *notes),
+        _headers=_headers(parts),
         _store=store,
     )
 
@@ -280,7 +282,12 @@ def _of_one_file(reference: ModelReference, label: str, name: str, part: WeightF
         tensors=_gather(label, Weights((name,)), [part]),
         files=(part.file,),
         notes=part.notes,
+        _headers=_headers([part]),
     )
+
+
+def _headers(parts: Iterable[WeightFile]) -> Mapping[StoredFile, bytes]:
+    return {part.file: part.header for part in parts}
 
 
 def _place(file: StoredFile) -> str:

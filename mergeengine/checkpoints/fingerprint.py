@@ -13,7 +13,7 @@ Of a remote checkpoint every sample is a request. There it covers the config, wh
 lies, what the store tells versions apart by (ETag, time), and a few samples of each file.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from operator import attrgetter
@@ -22,7 +22,6 @@ from pathlib import Path
 import xxhash
 
 from mergeengine.checkpoints.reading import opened, opened_file
-from mergeengine.checkpoints.weight_file import read_weight_file
 from mergeengine.lazy.stored import RemotePath, Stored, StoredFile
 
 _SAMPLE = 1 << 10
@@ -32,16 +31,17 @@ _REQUESTS = 8  # at a time
 
 
 def sampled_digest(
-    files: Iterable[StoredFile],
+    headers: Mapping[StoredFile, bytes],
     tensors: Iterable[Stored],
     config: Path | None,
     in_folder: bool,
 ) -> str:
-    """``xxh3:`` and 32 hex digits; ``tensors`` by ascending offset in each file.
+    """``xxh3:`` and 32 hex digits. ``headers`` are the digests of every file's, ``tensors`` come by
+    ascending offset in each file.
 
     The name of a single file (not `in_folder`) is not content.
     """
-    by_file: dict[StoredFile, list[Stored]] = {file: [] for file in files}
+    by_file: dict[StoredFile, list[Stored]] = {file: [] for file in headers}
     for file, together in groupby(tensors, attrgetter("file")):
         by_file[file].extend(together)
     digest = xxhash.xxh3_128()
@@ -50,7 +50,7 @@ def sampled_digest(
         with ThreadPoolExecutor(_REQUESTS) as pool:
             contents = list(pool.map(lambda file: _remote_digest(file, by_file[file]), ordered))
     else:
-        contents = [_file_digest(file, by_file[file]) for file in ordered]
+        contents = [_file_digest(file, headers[file], by_file[file]) for file in ordered]
     for file, content in zip(ordered, contents, strict=True):
         name = file.path.name if in_folder else ""
         _add(digest, name.encode(), str(file.size).encode(), content)
@@ -60,11 +60,10 @@ def sampled_digest(
     return f"xxh3:{digest.hexdigest()}"
 
 
-def _file_digest(file: StoredFile, tensors: Sequence[Stored]) -> bytes:
+def _file_digest(file: StoredFile, header: bytes, tensors: Sequence[Stored]) -> bytes:
     """Of the header and the samples, whose places follow from the header."""
+    digest = xxhash.xxh3_128(header)
     with opened(file.local) as read:
-        header = read_weight_file(read, file, "", str(file.path)).header
-        digest = xxhash.xxh3_128(header)
         for end in _sampled_ends(tensors):
             digest.update(read(max(0, end - _SAMPLE), 2 * _SAMPLE))
     return digest.digest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,16 +22,6 @@ from mergeengine.plan.problems import Problems
 from mergeengine.plan.validate import check_form
 from mergeengine.values.positions import Position
 from mergeengine.values.references import local_path, parse_reference
-
-_STEPS = re.compile(r"^(?:\{.*\b)?[\"']?steps[\"']?\s*:", re.MULTILINE)
-
-
-def is_chain(path: str | os.PathLike[str]) -> bool:
-    """Whether a file has `steps`, by which a chain is told from a plan."""
-    try:
-        return _STEPS.search(read_text(Path(path))) is not None
-    except UnreadableError:
-        return False
 
 
 def load_chain(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Chain:

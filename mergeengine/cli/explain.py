@@ -43,7 +43,7 @@ def command(
     tensor whose name fits is shown by itself. Only the headers of the models are read.
     """
     from mergeengine.analysis.explain import describe, explain, group
-    from mergeengine.chain.load import is_chain
+    from mergeengine.chain.recognition import is_chain
     from mergeengine.plan import load_plan
     from mergeengine.workflow.prepare import bind_models, resolve
     from mergeengine.workflow.settings import Settings

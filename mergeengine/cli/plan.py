@@ -62,7 +62,7 @@ def command(
 
     What does not fit this machine is told and is no error here. Of a chain, the state of each step.
     """
-    from mergeengine.chain.load import is_chain
+    from mergeengine.chain.recognition import is_chain
     from mergeengine.cli import chain_run
 
     if is_chain(plan_file):

@@ -64,7 +64,7 @@ def command(
     PLAN may be a chain: each of its steps that is out of date is made, and a table of all steps
     printed.
     """
-    from mergeengine.chain.load import is_chain
+    from mergeengine.chain.recognition import is_chain
     from mergeengine.cli import chain_run
 
     if is_chain(plan_file):

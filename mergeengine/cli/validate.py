@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from mergeengine.chain.load import is_chain, load_chain
+from mergeengine.chain.recognition import is_chain
 from mergeengine.cli import options
 from mergeengine.cli.console import complain, emit, emit_json, tell_findings
 from mergeengine.errors import PlanError
@@ -23,7 +23,7 @@ def command(context: click.Context, plan_files: tuple[Path, ...], style: str) ->
     results: list[dict[str, str | bool | None]] = []
     for file in plan_files:
         try:
-            warnings = (load_chain(file) if is_chain(file) else load_plan(file)).warnings
+            warnings = _warnings(file)
         except PlanError as error:
             results.append({"file": str(file), "valid": False, "error": str(error)})
         else:
@@ -39,3 +39,12 @@ def command(context: click.Context, plan_files: tuple[Path, ...], style: str) ->
                 complain(str(result["error"]))
     if not all(result["valid"] for result in results):
         context.exit(PlanError.exit_code)
+
+
+def _warnings(file: Path) -> tuple[str, ...]:
+    """Those of a plan or chain; PlanError where it is wrong."""
+    if not is_chain(file):
+        return load_plan(file).warnings
+    from mergeengine.chain.load import load_chain
+
+    return load_chain(file).warnings

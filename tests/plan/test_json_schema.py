@@ -10,7 +10,7 @@ import test_load
 import test_overrides
 import test_variables
 
-from mergeengine.chain.load import is_chain
+from mergeengine.chain.recognition import is_chain
 from mergeengine.errors import PlanError
 from mergeengine.plan import load_plan
 from mergeengine.plan.document import place_in, read_yaml

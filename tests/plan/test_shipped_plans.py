@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mergeengine.chain.load import is_chain, load_chain
+from mergeengine.chain.load import load_chain
+from mergeengine.chain.recognition import is_chain
 from mergeengine.plan import load_plan, parse_plan
 from mergeengine.values.anatomy import lone
 

@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 import mergeengine
-from mergeengine.chain.load import is_chain
+from mergeengine.chain.recognition import is_chain
 from mergeengine.plan import load_plan
 from mergeengine.values.anatomy import lone
 

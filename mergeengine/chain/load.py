@@ -13,9 +13,8 @@ from mergeengine.chain.order import in_order
 from mergeengine.chain.schema import ChainKeys
 from mergeengine.chain.schemes import plain_steps
 from mergeengine.chain.variables import Written, write_out
-from mergeengine.errors import PlanError
 from mergeengine.plan.document import Node, place_in, read_yaml
-from mergeengine.plan.files import UnreadableError, read_text
+from mergeengine.plan.files import text_of
 from mergeengine.plan.overrides import apply_override
 from mergeengine.plan.plan import Substituted
 from mergeengine.plan.problems import Problems
@@ -30,13 +29,7 @@ def load_chain(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> C
     Opens no model and asks no hub. PlanError with every problem found, each as
     ``file:line:column: message``; the file is named as `path` names it.
     """
-    shown = os.fspath(path)
-    try:
-        text = read_text(Path(path))
-    except UnreadableError as failure:
-        at = Position(shown, failure.line, failure.column)
-        raise PlanError(f"{at}: {failure}") from None
-    return parse_chain(text, path, overrides)
+    return parse_chain(text_of(path), path, overrides)
 
 
 def parse_chain(text: str, file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Chain:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mergeengine.checkpoints.documents import listing, parse_object, shown
+from mergeengine.checkpoints.weight_file import SUFFIXES
 from mergeengine.errors import CheckpointError
 
 SINGLE = "model.safetensors"
@@ -21,7 +22,6 @@ SINGLES = tuple(single for single, _, _ in _KINDS)
 WHOLE = (*SINGLES, *(index for _, index, _ in _KINDS))  # names by which a model has weights
 
 _EXPECTED = f"{SINGLE}, {INDEX}, or pytorch_model.bin or its index"
-_ONE_FILE = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".jit")
 # What trainers leave beside weights: arguments, and states of optimizers and random generators.
 _TRAINING_STATE = (
     "training_args",
@@ -36,8 +36,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 MAX_DOCUMENT = 100_000_000  # bytes of an index or a config
 _WEIGHT_SUFFIXES = (
-    ".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".ckpt",
-    ".jit", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data", ".npz", ".tflite", ".ot",
+    *SUFFIXES, ".safetensors.index.json", ".bin.index.json", ".gguf", ".ggml", ".h5", ".msgpack",
+    ".onnx", ".onnx_data", ".npz", ".tflite", ".ot",
 )  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def _no_weights(label: str, names: Collection[str]) -> str:
             f"{label} has its weights only as GGUF ({listing(gguf, 4)}), which cannot be merged: "
             "use the safetensors checkpoint it was made from"
         )
-    if others := [name for name in some(*_ONE_FILE) if not _is_training_state(name)]:
+    if others := [name for name in some(*SUFFIXES) if not _is_training_state(name)]:
         return (
             f"{label} has no file of a name by which it would be known as the weights "
             f"({_EXPECTED}); to use one file, name the file itself (there are {listing(others)})"

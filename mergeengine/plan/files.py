@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from mergeengine.errors import PlanError
 from mergeengine.units import format_binary_size
 from mergeengine.values.nearest import did_you_mean
+from mergeengine.values.positions import Position
 
 MAX_BYTES = 1 << 20
 
@@ -42,6 +45,15 @@ def read_text(path: Path) -> str:
         line, column = before.count(b"\n") + 1, failure.start - before.rfind(b"\n")
         message = "this is not UTF-8; save the plan as UTF-8 text"
         raise UnreadableError(message, line, column) from None
+
+
+def text_of(path: str | os.PathLike[str]) -> str:
+    """The same for the file that a command names; PlanError, at its place, where there is none."""
+    try:
+        return read_text(Path(path))
+    except UnreadableError as failure:
+        at = Position(os.fspath(path), failure.line, failure.column)
+        raise PlanError(f"{at}: {failure}") from None
 
 
 def _similar(path: Path) -> str:

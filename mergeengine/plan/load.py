@@ -9,7 +9,7 @@ from pathlib import Path
 from mergeengine.errors import PlanError
 from mergeengine.plan.build import build
 from mergeengine.plan.document import place_in, read_yaml
-from mergeengine.plan.files import UnreadableError, read_text
+from mergeengine.plan.files import text_of
 from mergeengine.plan.include import lay_under
 from mergeengine.plan.overrides import apply_override
 from mergeengine.plan.plan import Plan, Substituted
@@ -27,22 +27,12 @@ def load_plan(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Pl
     Opens no model and asks no hub. PlanError with every problem found, each as
     ``file:line:column: message``; the file is named as `path` names it.
     """
-    shown = os.fspath(path)
-    try:
-        text = read_text(Path(path))
-    except UnreadableError as failure:
-        at = Position(shown, failure.line, failure.column)
-        raise PlanError(f"{at}: {failure}") from None
-    return _parse(text, Path(path), shown, overrides)
+    return parse_plan(text_of(path), path, overrides)
 
 
 def parse_plan(text: str, file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Plan:
     """As `load_plan`, for a text that stands in `file`, which need not exist."""
-    return _parse(text, Path(file), os.fspath(file), overrides)
-
-
-def _parse(text: str, file: Path, shown: str, overrides: Sequence[str]) -> Plan:
-    text = text.removeprefix("\ufeff")
+    shown, file, text = os.fspath(file), Path(file), text.removeprefix("\ufeff")
     problems = Problems()
     problems.open(shown, text)
     root = read_yaml(text, place_in(shown), problems)

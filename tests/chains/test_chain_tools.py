@@ -10,8 +10,8 @@ import yaml
 from chain_files import ITERATIVE, steps_of, tune, write_chain
 
 from mergeengine.chain.json_schema import FILE, chain_schema
-from mergeengine.chain.load import load_chain
-from mergeengine.chain.recognition import is_chain, parse_chain
+from mergeengine.chain.load import load_chain, parse_chain
+from mergeengine.chain.recognition import is_chain
 from mergeengine.chain.starter import CHAIN
 from mergeengine.errors import PlanError
 from mergeengine.plan.document import place_in, read_yaml

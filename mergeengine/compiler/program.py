@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from mergeengine.lazy.algebra import Box
-from mergeengine.lazy.nodes import GENERATED, Node, Shape, walk
+from mergeengine.lazy.dtypes import FLOAT64, DType
+from mergeengine.lazy.nodes import GENERATED, WHOLE, Node, Shape
 
 VIEWS = ("slice", "permute", "take", "repeat")
-HOLDERS = ("stored", "row_sum", "block_max", "low_rank", *GENERATED)
+HOLDERS = ("stored", "row_sum", "block_max", "derived", *WHOLE, *GENERATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,26 +272,36 @@ def walk_expressions(*roots: Node) -> Iterator[Node]:
             stack.extend((child, False) for child in node.inputs)
 
 
-def prerequisites(*roots: Node) -> list[Node]:
-    """The reductions and whole nodes below ``roots``, in an order in which they can be run."""
+def prerequisites(compute: DType, *roots: Node) -> list[tuple[Node, DType]]:
+    """The reductions and whole nodes below ``roots``, in an order in which they can be run, and the
+    dtype of each one's arithmetic.
+
+    Where a sum, which is taken in float64, is over what depends on a threshold, the threshold is
+    found twice: as each of the two arithmetics sees the numbers.
+    """
     if not any(root.passes for root in roots):  # of most there are none
         return []
-    return [node for node in walk(*roots) if node.kind in ("reduction", "whole")]
-
-
-def feeding(*roots: Node) -> Iterator[Node]:
-    """The reductions and whole nodes whose values are used where ``roots`` are computed."""
-    seen: set[Node] = set()
-    stack = list(roots)
+    found: dict[tuple[Node, str], DType] = {}
+    seen: set[tuple[Node, str]] = set()
+    stack = [(root, compute, False) for root in reversed(roots)]
     while stack:
-        node = stack.pop()
-        if node in seen or not node.passes:
-            continue
-        seen.add(node)
-        if node.kind in ("reduction", "whole"):
-            yield node
-        else:
-            stack.extend(node.inputs)
+        node, around, ready = stack.pop()
+        own = arithmetic_of(node, around)
+        if ready:
+            found[node, own.name] = own
+        elif node.passes and (node, own.name) not in seen:
+            seen.add((node, own.name))
+            if node.kind in ("reduction", "whole"):
+                stack.append((node, own, True))
+            stack.extend((child, own, False) for child in reversed(node.inputs))
+    return [(node, dtype) for (node, _), dtype in found.items()]
+
+
+def arithmetic_of(node: Node, compute: DType) -> DType:
+    """The dtype in which a node is computed where ``compute`` is that around it: sums are taken in
+    float64 throughout, magnitudes are ranked and whole nodes computed as the arithmetic around them
+    sees them."""
+    return FLOAT64 if node.op in ("sum", "row_sum", "derived") else compute
 
 
 def tile_shape(shape: Shape, elements: int) -> Shape:

@@ -187,6 +187,7 @@ def _result_bytes(step: Step, block: int) -> int:
         "block_max": 8 * rows_of_blocks(step.node, elements) if step.node.op == "block_max" else 0,
         "kth_magnitude": HISTOGRAM,
         "kth_place": 16,
+        "derived": 8,  # nothing: it takes no pass
     }[step.node.op]
     return spaced(left) + SPACING
 

@@ -14,14 +14,14 @@ inside a block, so that intermediate values stay in the processor's cache.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
 from mergeengine.compiler.alike import Programs
 from mergeengine.compiler.graph import Graph, OutputTensor
-from mergeengine.compiler.program import VIEWS, Piece, feeding, grid, holder, prerequisites
+from mergeengine.compiler.program import VIEWS, Piece, arithmetic_of, grid, holder, prerequisites
 from mergeengine.compiler.transfer import Transfers, transfers
 from mergeengine.errors import ResourceError
 from mergeengine.lazy.dtypes import FLOAT64, DType
@@ -47,7 +47,7 @@ PER_STEP = 1536  # a pass before the one that writes: nodes that need its result
 LOOKAHEAD = 32  # outputs under way at once, so that passes of one hide the waits of another
 COMFORTABLE = 128 << 20  # more than this for blocks was never measured to be faster
 MOST_CHUNKS = 1  # larger blocks were not faster, warm or cold
-_KEPT_UNTIL_WRITTEN = ("row_sum", "block_max")
+_KEPT_UNTIL_WRITTEN = ("row_sum", "block_max", "derived")
 MOST_RESULTS = 16  # outputs made of one reading: each takes memory of a block
 
 
@@ -295,42 +295,13 @@ def _groups(number: int, tensors: tuple[OutputTensor, ...]) -> Iterator[list[Des
 def _tensor_schedule(destinations: list[Destination], programs: Programs) -> TensorSchedule:
     first, nodes = destinations[0].output, [each.output.node for each in destinations]
     before = []
-    for node, compute in passes(nodes, first.compute):
+    for node, compute in prerequisites(first.compute, *nodes):
         kind: Literal["reduce", "whole"] = "reduce" if node.kind == "reduction" else "whole"
         before.append(Step(kind, node, compute, compute, programs.pieces(node.inputs[0])))
     write = Step(
         "write", first.node, first.compute, first.dtype, programs.pieces(*nodes), len(nodes)
     )
     return TensorSchedule(tuple(destinations), tuple(before), write)
-
-
-def passes(roots: Sequence[Node], compute: DType) -> list[tuple[Node, DType]]:
-    """The reductions and whole nodes below ``roots``, which are computed in ``compute``, each with
-    the dtype of its pass, in an order in which they can be run.
-
-    What a float64 sum needs is told in float64 too: a threshold that is compared with values must
-    be one of them. So a node can have a pass of each dtype.
-    """
-    order = prerequisites(*roots)
-    if not order:
-        return []
-    wanted: dict[Node, dict[DType, None]] = {node: {} for node in order}
-
-    def want(below: Iterable[Node], used_in: DType) -> None:
-        for node in feeding(*below):
-            wanted[node][arithmetic_of(node, used_in)] = None
-
-    want(roots, compute)
-    for node in reversed(order):
-        for dtype in wanted[node]:
-            want(node.inputs, dtype)
-    return [(node, dtype) for node in order for dtype in wanted[node]]
-
-
-def arithmetic_of(node: Node, compute: DType) -> DType:
-    """The dtype of a pass: sums are taken in float64 throughout, magnitudes are ranked and whole
-    nodes computed as the arithmetic that uses them sees them."""
-    return FLOAT64 if node.op in ("sum", "row_sum") else compute
 
 
 def _whole_bytes(tensors: tuple[TensorSchedule, ...]) -> int:
@@ -349,8 +320,9 @@ def _whole_bytes(tensors: tuple[TensorSchedule, ...]) -> int:
             if step.kind == "whole":
                 size = step.node.numel * step.compute.itemsize
                 workspace = max(workspace, whole_workspace(step))
-                if users[step.node, step.compute] > 1:
-                    sizes[step.node, step.compute] = size
+                key = step.node, step.compute
+                if users[key] > 1:
+                    sizes[key] = size
                 else:
                     own += size
         most = max(most, own + workspace)
@@ -395,10 +367,20 @@ def _index_count(tensors: tuple[TensorSchedule, ...]) -> int:
 
 
 def whole_workspace(step: Step) -> int:
-    """Bytes that a whole node takes while it runs: its operand and the decomposition's factors."""
-    rows, columns = step.operand.shape
+    """Bytes that a whole node takes while it runs: its operand and the decomposition's factors.
+
+    Of several matrices together: the vectors kept of each, and then the decomposition of those.
+    """
+    rows, columns = step.node.shape
     rank = min(rows, columns)
     factors = 2 * (rows * columns + rank * (rows + columns)) + 3 * rank * rank
+    if step.node.op == "joint_low_rank":
+        count: int = step.node.attributes[0]
+        longer = max(rows, columns)
+        joint = count * max(1, rank // count)  # vectors in all
+        least = min(longer, joint)
+        decomposed = 2 * (longer * joint + least * (longer + joint)) + 3 * least * least
+        factors = max(factors, decomposed) + 3 * joint * (rows + columns) + rows * columns
     return (prod(step.operand.shape) + factors) * step.compute.itemsize
 
 

@@ -7,8 +7,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from mergeengine.compiler.program import Load, Program, flat_start
-from mergeengine.compiler.schedule import Step, arithmetic_of
+from mergeengine.compiler.program import Load, Program, arithmetic_of, flat_start
+from mergeengine.compiler.schedule import Step
 from mergeengine.execution.arena import Arena
 from mergeengine.execution.generated import fill
 from mergeengine.execution.kernels import OPERATIONS, torch_dtype

@@ -43,6 +43,23 @@ def _sqrt(values: Tensor, *, out: Tensor) -> Tensor:
     return out
 
 
+def _exp(values: Tensor, *, out: Tensor) -> Tensor:
+    if values.device.type != "cpu":
+        return torch.exp(values, out=out)
+    # NumPy gives the same for a number wherever it stands in an array.
+    with numpy.errstate(over="ignore", under="ignore", invalid="ignore"):
+        numpy.exp(values.numpy(), out=out.numpy())
+    return out
+
+
+def _log(values: Tensor, *, out: Tensor) -> Tensor:
+    if values.device.type != "cpu":
+        return torch.log(values, out=out)
+    with numpy.errstate(divide="ignore", invalid="ignore"):
+        numpy.log(values.numpy(), out=out.numpy())
+    return out
+
+
 def _maximum(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
     # Of two zeros torch takes either, by where they lie: adding 0 leaves the positive one.
     return torch.maximum(a, b, out=out).add_(0.0)
@@ -82,6 +99,8 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "abs": torch.abs,
     "sign": torch.sign,
     "sqrt": _sqrt,
+    "exp": _exp,
+    "log": _log,
     "where": _where,
     **{f"to_{name}": _rounded_to(getattr(torch, name)) for name in _ROUNDED},
 }

@@ -10,8 +10,13 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from mergeengine.compiler.program import begun_upon, concatenated, holder, prerequisites
-from mergeengine.compiler.schedule import SCRATCH, Destination, Step, TensorSchedule, arithmetic_of
+from mergeengine.compiler.program import (
+    begun_upon,
+    concatenated,
+    holder,
+    prerequisites,
+)
+from mergeengine.compiler.schedule import SCRATCH, Destination, Step, TensorSchedule
 from mergeengine.errors import MergeEngineError
 from mergeengine.execution.loop_program import sources_of
 from mergeengine.execution.memory import HostMemory
@@ -172,8 +177,7 @@ class Examiner:
         """The inputs of matrix products, and of earlier passes that left something not finite,
         that hold such values anywhere."""
         spreading = [node for node in walk(to.output.node) if node.op == "product"]
-        for node in prerequisites(to.output.node):
-            compute = arithmetic_of(node, to.output.compute)
+        for node, compute in prerequisites(to.output.compute, to.output.node):
             outcome = self._outcomes.get((node, compute.name))
             if outcome is None:
                 continue

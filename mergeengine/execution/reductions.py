@@ -3,6 +3,8 @@
 So a result depends on the tensor alone: not on block size, workers, order, or device.
 """
 
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Protocol
 
 import torch
@@ -43,16 +45,25 @@ class _AllChunks:
 
 
 def fold_of(node: Node, *numbers: Tensor) -> Fold:
-    """The fold of a reduction node; ``numbers`` are the values of its inputs after the first."""
+    """The fold of a reduction node; ``numbers`` are the values of its inputs after the first, of a
+    derived one those of all."""
+    if node.op == "derived":
+        return _Derived(node, numbers)
     if node.op == "kth_place":
-        return _KthPlace(node, float(numbers[0]))
+        k = _count_of(node.attributes[0], *numbers[1:])
+        return _KthPlace(node, k, node.attributes[1], float(numbers[0]))
     if node.op == "sum":
         return _Sum()
     if node.op == "block_max":
         return BlockMax(node)
     if node.op == "row_sum":
         return _RowSum(node)
-    return _KthMagnitude(node.attributes[0])
+    return _KthMagnitude(_count_of(node.attributes[0], *numbers))
+
+
+def _count_of(k: int | Fraction, *of: Tensor) -> int:
+    """The number that a rank is, or is a share of."""
+    return int(k * Fraction(float(of[0]))) if of else int(k)
 
 
 def pairwise_sum(values: Tensor) -> Tensor:
@@ -90,8 +101,8 @@ class _RowSum(_AllChunks):
 
     def __init__(self, node: Node) -> None:
         self._empty = not node.inputs[0].numel  # no rows, or rows without elements
-        self._row = max(1, node.inputs[0].numel // max(1, node.shape[0]))
-        self._result = torch.zeros(node.shape[0], dtype=torch.float64)
+        self._row = max(1, node.inputs[0].numel // max(1, node.numel))
+        self._result = torch.zeros(node.numel, dtype=torch.float64)
         self._parts: list[tuple[int, int, Tensor]] = []  # chunk, row, part of its sum
 
     def partial(self, chunk: int, values: Tensor) -> Tensor:
@@ -142,7 +153,33 @@ class _RowSum(_AllChunks):
         return [(a, b) for a, b in ((0, head), (head, body), (body, size)) if a < b]
 
 
-class _KthMagnitude(_AllChunks):
+class _Derived:
+    """What a function makes of what other reductions left. It needs no chunk."""
+
+    def __init__(self, node: Node, values: Sequence[Tensor]) -> None:
+        self._function, *self._arguments = node.attributes
+        self._values = [value.view(node.shape) for value in values]
+
+    def wants(self, chunk: int) -> bool:
+        return False
+
+    def partial(self, chunk: int, values: Tensor) -> Tensor:
+        raise AssertionError("nothing is read for it")
+
+    def shaped(self, chunk: int, memory: Tensor) -> Tensor:
+        raise AssertionError("nothing is read for it")
+
+    def accept(self, chunk: int, partial: Tensor) -> None:
+        raise AssertionError("nothing is read for it")
+
+    def finish_pass(self) -> Tensor | None:
+        shape = self._values[0].shape
+        plain = [value.reshape(-1).tolist() if shape else value.item() for value in self._values]
+        found = self._function(*self._arguments, *plain)
+        return torch.tensor(found, dtype=torch.float64).reshape(-1)[: shape.numel()].view(shape)
+
+
+class _KthMagnitude:
     """An exact radix select: histograms of 16 bits at a time of the magnitudes' patterns.
 
     For floats of one sign, order by value is order by bit pattern. Two passes for float32, four
@@ -152,11 +189,15 @@ class _KthMagnitude(_AllChunks):
     _DIGIT = 16
 
     def __init__(self, k: int) -> None:
+        self._none = k == 0
         self._remaining = k
         self._known = 0  # the leading bits found so far
         self._bits: int | None = None  # bits not yet known
         self._histogram = torch.zeros(1 << self._DIGIT, dtype=torch.int64)
         self._dtype = torch.float32
+
+    def wants(self, chunk: int) -> bool:
+        return not self._none
 
     def partial(self, chunk: int, values: Tensor) -> Tensor:
         self._dtype = values.dtype
@@ -178,6 +219,8 @@ class _KthMagnitude(_AllChunks):
         self._histogram += partial
 
     def finish_pass(self) -> Tensor | None:
+        if self._none:
+            return torch.tensor(torch.inf, dtype=torch.float64)
         total = 63 if self._dtype == torch.float64 else 31
         left = total if self._bits is None else self._bits
         digit = min(self._DIGIT, left)
@@ -198,8 +241,8 @@ class _KthMagnitude(_AllChunks):
 class _KthPlace:
     """Two passes: count in each chunk, then look into the one in which the last element lies."""
 
-    def __init__(self, node: Node, threshold: float) -> None:
-        self._k, end = node.attributes
+    def __init__(self, node: Node, k: int, end: str, threshold: float) -> None:
+        self._k = k
         self._numel = node.inputs[0].numel
         self._threshold = threshold
         self._beyond = torch.gt if end == "largest" else torch.lt
@@ -237,6 +280,8 @@ class _KthPlace:
             return torch.tensor(place, dtype=torch.float64)  # exact up to 2**53
         beyond, equal = self._counts[:, 0], self._counts[:, 1].cumsum(0)
         taken = self._k - int(beyond.sum())
+        if taken <= 0:
+            return torch.tensor(-1.0, dtype=torch.float64)
         if taken >= int(equal[-1]):
             return torch.tensor(self._numel, dtype=torch.float64)
         self._chunk = int(torch.searchsorted(equal, taken))

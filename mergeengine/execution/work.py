@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from threading import Condition
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from mergeengine.compiler.program import arithmetic_of
 from mergeengine.compiler.schedule import LOOKAHEAD, Schedule, Step, TensorSchedule
 from mergeengine.errors import MergeEngineError
+from mergeengine.lazy.dtypes import DType
 from mergeengine.lazy.nodes import Node
 from mergeengine.lazy.partition import CHUNK
 
@@ -171,8 +173,18 @@ class Work:
     def _fold_of(self, step: Step) -> "Fold":
         from mergeengine.execution.reductions import fold_of  # torch, which not every run needs
 
-        numbers = [self.outcomes[node, step.compute.name] for node in step.node.inputs[1:]]
-        return fold_of(step.node, *numbers)
+        values = [self._value(node, step.compute) for node in step.node.inputs[1:]]
+        if step.node.op == "derived":
+            values.insert(0, self._value(step.node.inputs[0], step.compute))
+        return fold_of(step.node, *values)
+
+    def _value(self, node: Node, compute: DType) -> "Tensor":
+        """What an earlier pass left, or a number that is known without one."""
+        import torch
+
+        if node.op == "constant":
+            return torch.full(node.shape, node.value, dtype=torch.float64)
+        return self.outcomes[node, arithmetic_of(node, compute).name]
 
     def _block(self, state: State, step: Step) -> Task | None:
         first, chunks = state.next_chunk, step.chunks

@@ -15,6 +15,7 @@ here: a mask of zero means "not touched", not "computed and cancelled".)
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from itertools import groupby
 from math import prod
 from typing import Literal
@@ -146,11 +147,15 @@ def _again(node: Node, inputs: tuple[Node, ...]) -> Node:
         case "sum":
             return total(inputs[0])
         case "row_sum":
-            return row_sum(inputs[0])
-        case "kth_magnitude":
+            return row_sum(inputs[0], *node.attributes)
+        case "kth_magnitude" if len(inputs) == 1:
             return kth_magnitude(inputs[0], *node.attributes)
+        case "derived":
+            return derived(node.attributes[0], *inputs, arguments=node.attributes[1:])
         case "low_rank":
             return low_rank(inputs[0], *node.attributes)
+        case "isotropic" | "joint_low_rank":
+            return _whole(node.op, inputs[0], node.shape, *node.attributes)
     if node.kind == "elementwise":
         return elementwise(node.op, *inputs)
     return intern(node.op, inputs, node.shape, *node.attributes)
@@ -515,12 +520,13 @@ def total(node: Node) -> Node:
     return constant(0.0) if is_constant(node, 0.0) else intern("sum", (node,), ())
 
 
-def row_sum(node: Node) -> Node:
-    """Sums over all dimensions but the first, in float64; shape (rows, 1, 1, ...)."""
-    if not node.shape:
-        raise ValueError("a scalar has no rows")
-    shape = (node.shape[0], *(1 for _ in node.shape[1:]))
-    return constant(0.0, shape) if is_constant(node, 0.0) else intern("row_sum", (node,), shape)
+def row_sum(node: Node, kept: int = 1) -> Node:
+    """Sums over all but the first ``kept`` dimensions, in float64; shape (rows, 1, 1, ...)."""
+    if not 1 <= kept <= len(node.shape):
+        raise ValueError(f"no rows of {kept} dimensions in a tensor of shape {node.shape}")
+    shape = (*node.shape[:kept], *(1 for _ in node.shape[kept:]))
+    zero = is_constant(node, 0.0)
+    return constant(0.0, shape) if zero else intern("row_sum", (node,), shape, kept)
 
 
 def block_max(node: Node, factors: Sequence[int]) -> Node:
@@ -551,14 +557,60 @@ def kth_place(node: Node, threshold: Node, k: int, end: End) -> Node:
     return intern("kth_place", (node, threshold), (), k, end)
 
 
+def share_magnitude(node: Node, share: Fraction, of: Node) -> Node:
+    """The k-th largest absolute value, with k = floor(share * of); infinite where k is 0.
+
+    ``of`` is a reduction of shape (), of no more than the node's elements.
+    """
+    return intern("kth_magnitude", (node, of), (), share)
+
+
+def share_place(node: Node, threshold: Node, share: Fraction, of: Node) -> Node:
+    """As ``kth_place`` for the largest, with k as in ``share_magnitude``."""
+    return intern("kth_place", (node, threshold, of), (), share, "largest")
+
+
+def derived(function: Callable[..., object], *inputs: Node, arguments: tuple[object, ...]) -> Node:
+    """``function(*arguments, *values)`` of numbers that reductions leave, all of one shape.
+
+    Of inputs of shape () the function gets floats and gives one; of row sums it gets lists, a row's
+    sum each, and gives such a list. It is a function of a module, not one made on the spot: equal
+    nodes are one object.
+    """
+    shape = inputs[0].shape
+    if any(node.shape != shape or node.kind not in ("reduction", "constant") for node in inputs):
+        raise ValueError("numbers are derived from reductions of one shape")
+    if all(node.op == "constant" for node in inputs) and shape == ():
+        value = function(*arguments, *(node.value for node in inputs))
+        assert isinstance(value, float)
+        return constant(value)
+    return intern("derived", inputs, shape, function, *arguments)
+
+
 def low_rank(node: Node, rank: int) -> Node:
     """The nearest matrix of rank at most ``rank`` in the Frobenius norm (Eckart and Young 1936)."""
     if len(node.shape) != 2 or rank < 1:
         raise ValueError(f"low_rank needs a matrix and a rank of at least 1, not {node.shape}")
     if rank >= min(node.shape):
         return node
-    return (
-        constant(0.0, node.shape)
-        if is_constant(node, 0.0)
-        else intern("low_rank", (node,), node.shape, rank)
-    )
+    return _whole("low_rank", node, node.shape, rank)
+
+
+def isotropic(node: Node) -> Node:
+    """The matrix with its singular vectors, and for each singular value the mean of all."""
+    if len(node.shape) != 2:
+        raise ValueError(f"only a matrix has singular values, not a tensor of shape {node.shape}")
+    return _whole("isotropic", node, node.shape)
+
+
+def joint_low_rank(nodes: Sequence[Node]) -> Node:
+    """Matrices of one shape merged by their leading singular vectors, orthogonal to each other."""
+    shape = nodes[0].shape
+    if len(shape) != 2 or any(node.shape != shape for node in nodes):
+        raise ValueError(f"only matrices of one shape have joint singular vectors, not {shape}")
+    return _whole("joint_low_rank", concat(nodes), shape, len(nodes))
+
+
+def _whole(op: str, node: Node, shape: Shape, *attributes: object) -> Node:
+    zero = is_constant(node, 0.0) or not node.numel
+    return constant(0.0, shape) if zero else intern(op, (node,), shape, *attributes)

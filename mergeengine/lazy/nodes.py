@@ -25,7 +25,7 @@ Kind = Literal["stored", "constant", "generated", "elementwise", "layout", "redu
 Shape = tuple[int, ...]
 
 ROUNDINGS = ("to_bfloat16", "to_float16", "to_float32")
-UNARY = ("neg", "abs", "sign", "sqrt", *ROUNDINGS)
+UNARY = ("neg", "abs", "sign", "sqrt", "exp", "log", *ROUNDINGS)
 BINARY = ("add", "sub", "mul", "div", "maximum", "minimum", "ge", "gt", "eq")
 
 GENERATED: dict[str, DType] = {  # and the dtype in which their values are exact
@@ -33,6 +33,8 @@ GENERATED: dict[str, DType] = {  # and the dtype in which their values are exact
     "rows": UINT8,  # attributes: ((first, last), ...): 1 in these rows; shape (rows, 1, ...)
     "upto": UINT8,  # inputs: (place,): 1 at the flat positions up to it
 }
+
+WHOLE = ("low_rank", "isotropic", "joint_low_rank")
 
 KINDS: dict[str, Kind] = {
     "stored": "stored",  # attributes: (Stored,)
@@ -51,13 +53,23 @@ KINDS: dict[str, Kind] = {
     # terms are added in the order of k, each operation rounded
     "product": "layout",
     "sum": "reduction",  # float64, over everything; shape ()
-    "row_sum": "reduction",  # float64, over all dimensions but the first, which stays
+    "row_sum": "reduction",  # float64; attributes: (kept,): over all but the first dimensions
     "block_max": "reduction",  # attributes: so many elements per dimension: the largest |x| of each
-    "kth_magnitude": "reduction",  # attributes: (k,): the k-th largest |x|, k from 1; shape ()
+    # attributes: (k,): the k-th largest |x|, k from 1; shape (). With a second input, a number n, k
+    # is a share: floor(k * n), and the result is infinite where that is 0
+    "kth_magnitude": "reduction",
     # inputs: (x, its threshold); attributes: (k, end): the flat position of the last element that
-    # is among the k largest (or smallest) |x| for being equal to the threshold
+    # is among the k largest (or smallest) |x| for being equal to the threshold. With a third input
+    # k is a share of it
     "kth_place": "reduction",
+    # inputs: reductions; attributes: (function, *arguments): what a function of Python's floats
+    # (of lists of them, for row sums) makes of their values, in float64; takes no pass
+    "derived": "reduction",
     "low_rank": "whole",  # attributes: (rank,): the nearest matrix of that rank
+    "isotropic": "whole",  # the same singular vectors, all singular values their mean
+    # attributes: (count,): of so many matrices one above the other, their leading singular vectors
+    # made orthogonal to each other; see `methods.tsv`
+    "joint_low_rank": "whole",
 }
 
 

@@ -1,6 +1,6 @@
 """LazyTensor: arithmetic that builds a graph and reads nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Union
 
@@ -65,6 +65,14 @@ class LazyTensor:
         """-1, 0 or 1."""
         return _apply("sign", self)
 
+    def exp(self) -> "LazyTensor":
+        """To base e. Correct to about the last bit, which devices may give differently."""
+        return _apply("exp", self)
+
+    def log(self) -> "LazyTensor":
+        """The natural logarithm; as exact as ``exp``."""
+        return _apply("log", self)
+
     def sqrt(self) -> "LazyTensor":
         return _apply("sqrt", self)
 
@@ -123,9 +131,13 @@ class LazyTensor:
         """The sum of all elements (shape ()), in float64, in an order fixed by the shape."""
         return LazyTensor(algebra.total(self.node))
 
-    def row_sum(self) -> "LazyTensor":
-        """Sums over all dimensions but the first, which stays: shape (rows, 1, ...)."""
-        return LazyTensor(algebra.row_sum(self.node))
+    def row_sum(self, kept: int = 1) -> "LazyTensor":
+        """Sums over all dimensions but the first, or the first ``kept``: shape (rows, 1, ...)."""
+        return LazyTensor(algebra.row_sum(self.node, kept))
+
+    def dot(self, other: "LazyTensor") -> "LazyTensor":
+        """The sum of the products of all elements (shape ()), in float64."""
+        return (self * other).sum()
 
     def norm(self) -> "LazyTensor":
         """The Euclidean (Frobenius) norm."""
@@ -142,6 +154,13 @@ class LazyTensor:
     def low_rank(self, rank: int) -> "LazyTensor":
         """The nearest matrix of rank at most ``rank`` (truncated SVD)."""
         return LazyTensor(algebra.low_rank(self.node, rank))
+
+
+def derived(
+    function: Callable[..., object], *numbers: LazyTensor, arguments: tuple[object, ...] = ()
+) -> LazyTensor:
+    """``function(*arguments, *values)`` of sums (or of row sums), in Python's floats (or lists)."""
+    return LazyTensor(algebra.derived(function, *(n.node for n in numbers), arguments=arguments))
 
 
 def concat(tensors: Sequence[LazyTensor], dimension: int = 0) -> LazyTensor:

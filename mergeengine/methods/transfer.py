@@ -10,6 +10,8 @@ and scaling 1, Cao et al. 2025, "ParamΔ". On its own base it is task arithmetic
 from collections.abc import Sequence
 
 from mergeengine.lazy.tensor import LazyTensor
+from mergeengine.methods.combining import summed
+from mergeengine.methods.registry import Nothing, Term, method
 
 
 def transfer(
@@ -24,3 +26,16 @@ def transfer(
     for coefficient, delta in deltas:
         merged = merged + coefficient * delta
     return merged
+
+
+@method(
+    "transfer",
+    paper='Lin et al. 2025, "Efficient Model Development through Fine-tuning Transfer"; Cao et al. '
+    '2025, "ParamΔ"',
+)
+def change(target: LazyTensor, terms: Sequence[Term[Nothing]], parameters: Nothing) -> LazyTensor:
+    """Add each delta times its scaling: what fine-tuning changed in another version of the model.
+
+    target + Σ wᵢ δᵢ, rounded after each delta. The default.
+    """
+    return summed([term.value for term in terms], [term.scaling for term in terms])

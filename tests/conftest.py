@@ -1,12 +1,18 @@
 """What tests of several floors share."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hub_stand_in import StandInHub
 from hypothesis import settings
 from remote_stand_in import StandInServer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mergeengine.lazy.tensor import LazyTensor
 
 # Other load on the machine must not fail a test: speed is measured in benchmarks.
 settings.register_profile("untimed", deadline=None)
@@ -47,3 +53,30 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInServer]:
     yield server
     remote._system.cache_clear()
     server.stop()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> "Callable[[Tensor], LazyTensor]":
+    """Write a tensor to a file of its own, after an odd number of other bytes."""
+    import torch
+
+    from mergeengine.execution.kernels import TORCH_DTYPES
+    from mergeengine.lazy import algebra
+    from mergeengine.lazy.dtypes import BY_NAME
+    from mergeengine.lazy.stored import Stored, StoredFile
+    from mergeengine.lazy.tensor import LazyTensor
+
+    names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+    counter = iter(range(10**6))
+
+    def write(tensor: "Tensor") -> LazyTensor:
+        path = tmp_path / f"tensor{next(counter)}.bin"
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        path.write_bytes(b"header" + data + b"trailer")
+        dtype = BY_NAME[names[tensor.dtype]]
+        file = StoredFile(path, path.stat().st_size)
+        return LazyTensor(
+            algebra.stored(Stored("test", path.stem, dtype, tuple(tensor.shape), file, 6))
+        )
+
+    return write

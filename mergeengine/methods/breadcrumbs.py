@@ -1,5 +1,4 @@
-"""Model Breadcrumbs (Davari and Belilovsky 2023, "Model Breadcrumbs: Scaling Multi-Task Model Merging
-with Sparse Masks", arXiv:2312.06795), by itself and with the election of signs of TIES."""
+"""Model Breadcrumbs (Davari and Belilovsky 2023, arXiv:2312.06795), and with the signs of TIES."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,5 +1,4 @@
-"""Consensus of TALL masks (Wang et al. 2024, "Localizing Task Information for Improved Model Merging
-and Compression", arXiv:2405.07813)."""
+"""Consensus of TALL masks (Wang et al. 2024, arXiv:2405.07813)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

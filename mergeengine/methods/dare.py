@@ -1,5 +1,4 @@
-"""DARE (Yu et al. 2024, "Language Models are Super Mario: Absorbing Abilities from Homologous Models
-as a Free Lunch", arXiv:2311.03099), by itself and with the election of signs of TIES."""
+"""DARE (Yu et al. 2024, arXiv:2311.03099), by itself and with the election of signs of TIES."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The Karcher mean on a sphere (Karcher 1977, "Riemannian Center of Mass and Mollifier Smoothing")."""
+"""The Karcher mean on a sphere (Karcher 1977)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,5 +1,4 @@
-"""LiNeS (Wang et al. 2024, "LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model
-Merging", arXiv:2410.17146)."""
+"""LiNeS: scaling by layers (Wang et al. 2024, arXiv:2410.17146)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

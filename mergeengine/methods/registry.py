@@ -133,7 +133,7 @@ class Method:
     @property
     def title(self) -> str:
         """One sentence: the first of the function's docstring."""
-        return (self.merge.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ").strip()
+        return " ".join((self.merge.__doc__ or "").strip().split("\n\n")[0].split())
 
     @property
     def description(self) -> str:

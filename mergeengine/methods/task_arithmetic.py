@@ -1,4 +1,4 @@
-"""Task arithmetic (Ilharco et al. 2023, "Editing Models with Task Arithmetic", arXiv:2212.04089)."""
+"""Task arithmetic (Ilharco et al. 2023, arXiv:2212.04089)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

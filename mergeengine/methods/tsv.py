@@ -1,5 +1,4 @@
-"""Task Singular Vectors (Gargiulo et al. 2025, "Task Singular Vectors: Reducing Task Interference in
-Model Merging", arXiv:2412.00081)."""
+"""Task Singular Vectors (Gargiulo et al. 2025, arXiv:2412.00081)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,5 +1,4 @@
-"""WIDEN (Yu et al. 2024, "Extend Model Merging from Fine-Tuned to Pre-Trained Large Language Models via
-Weight Disentanglement", arXiv:2408.03092)."""
+"""WIDEN: by changes of magnitude and direction (Yu et al. 2024, arXiv:2408.03092)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +29,8 @@ def widen(target: LazyTensor, terms: Sequence[Term[Nothing]], parameters: Parame
     A matrix is taken apart into its columns (the last dimension), a vector into its elements. How
     far a model's columns are from the target's in length and in direction (1 − cos) is ranked
     within the model; a softmax over the models makes scores of the ranks, and parts that rank
-    above `above_average` times the model's mean get the score `calibrated`. The delta of each
-    column is multiplied by the mean of its two scores; of elements, which have no direction, by one.
+    above `above_average` times the model's mean get the score `calibrated`. Each column of a delta
+    is multiplied by the mean of its two scores, an element, which has no direction, by its one.
     """
     models = [target + term.value for term in terms]
     limits = (parameters.above_average, parameters.calibrated)
@@ -90,18 +89,21 @@ def _scored(
     which: int, above: float, calibrated: float, divergences: Sequence[list[float]]
 ) -> list[float]:
     ranks = [_ranks(each) for each in divergences]
-    mean = sum(ranks[which]) / len(ranks[which]) if ranks[which] else 0.0
+    count = len(ranks[which])
+    limit = above * (count + 1) / 2  # times the mean rank
     return [
-        calibrated if own > above * mean else exp(own) / sum(exp(rank[place]) for rank in ranks)
+        calibrated
+        if own > limit
+        else exp(own / count) / sum(exp(rank[place] / count) for rank in ranks)
         for place, own in enumerate(ranks[which])
     ]
 
 
-def _ranks(values: list[float]) -> list[float]:
-    """From 1/n, the smallest, to 1, the largest; of equal ones the first is smaller."""
-    ranks = [0.0] * len(values)
+def _ranks(values: list[float]) -> list[int]:
+    """From 1, the smallest, to n, the largest; of equal ones the first is smaller."""
+    ranks = [0] * len(values)
     for place, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
-        ranks[index] = (place + 1) / len(values)
+        ranks[index] = place + 1
     return ranks
 
 

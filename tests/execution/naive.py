@@ -45,7 +45,7 @@ def oracle(node: Node) -> Tensor:
         case "sum":
             return inputs[0].sum()
         case "row_sum":
-            dims = tuple(range(1, inputs[0].ndim))
+            dims = tuple(range(node.attributes[0], inputs[0].ndim))
             return inputs[0].sum(dims, keepdim=True) if dims else inputs[0]
         case "block_max":
             result = torch.zeros(node.shape, dtype=torch.float64)

@@ -44,6 +44,7 @@ PER_TENSOR = 3584  # names, journal and manifest of one output tensor
 PER_LOAD = 1280  # headers, nodes and instructions of one of its inputs
 PER_INDEX = 128  # of a row that is gathered: the number, and what planning leaves behind
 PER_STEP = 1536  # a pass before the one that writes: nodes that need its result, too
+DERIVED = 192  # lists of Python's floats, an element of each input of a derived node
 LOOKAHEAD = 32  # outputs under way at once, so that passes of one hide the waits of another
 COMFORTABLE = 128 << 20  # more than this for blocks was never measured to be faster
 MOST_CHUNKS = 1  # larger blocks were not faster, warm or cold
@@ -235,6 +236,7 @@ def schedule(
     )
     steps = [step for tensor in tensors for step in tensor.steps]
     held = _whole_bytes(tensors) + _row_sum_bytes(tensors) + _bookkeeping_bytes(tensors)
+    held += max((_derived_bytes(step) for step in steps), default=0)
 
     def arena(chunks: int) -> int:
         return max((step.arena_bytes(chunks * CHUNK) for step in steps), default=SCRATCH)
@@ -336,6 +338,13 @@ def _row_sum_bytes(tensors: tuple[TensorSchedule, ...]) -> int:
         for tensor in tensors
     ]
     return FLOAT64.itemsize * sum(sorted(sizes)[-LOOKAHEAD:])
+
+
+def _derived_bytes(step: Step) -> int:
+    """What Python's numbers take while row sums are made of others; one pass at a time does so."""
+    if step.node.op != "derived":
+        return 0
+    return DERIVED * len(step.node.inputs) * step.node.numel
 
 
 def _bookkeeping_bytes(tensors: tuple[TensorSchedule, ...]) -> int:

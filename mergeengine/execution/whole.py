@@ -29,11 +29,8 @@ def _joint_low_rank(matrices: Tensor) -> Tensor:
     for number, matrix in enumerate(matrices):
         place = slice(number * rank, (number + 1) * rank)
         left, singular, right = torch.linalg.svd(matrix, full_matrices=False)
-        lefts[:, place], values[place], rights[place] = (
-            left[:, :rank],
-            singular[:rank],
-            right[:rank],
-        )
+        lefts[:, place], rights[place] = left[:, :rank], right[:rank]
+        values[place] = singular[:rank]
         del left, singular, right
     lefts = _nearest_orthogonal(lefts).mul_(values)
     return torch.matmul(lefts, _nearest_orthogonal(rights))

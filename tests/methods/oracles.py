@@ -77,9 +77,7 @@ def breadcrumbs(
     return combined(kept, w, agree, p)
 
 
-def breadcrumbs_ties(
-    t: Array, x: list[Array], w: list[float], own: Own, p: dict[str, Any]
-) -> Array:
+def with_signs(t: Array, x: list[Array], w: list[float], own: Own, p: dict[str, Any]) -> Array:
     return breadcrumbs(t, x, w, own, p, True)
 
 
@@ -283,7 +281,7 @@ ORACLES: dict[str, Oracle] = {
     "passthrough": passthrough,
     "ties": ties,
     "breadcrumbs": breadcrumbs,
-    "breadcrumbs_ties": breadcrumbs_ties,
+    "breadcrumbs_ties": with_signs,
     "slerp": slerp,
     "nuslerp": nuslerp,
     "multislerp": multislerp,

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mergeengine.compiler.binding import Binding, BoundTensor, Delta
+from mergeengine.compiler.merging import merges_models, method_of
 from mergeengine.lazy.weight import added_to, node_of
-from mergeengine.plan.plan import Plan
+from mergeengine.plan.plan import DEFAULT_METHOD, Plan
 from mergeengine.values.anatomy import layer_of
 from mergeengine.values.decisions import Decision
 from mergeengine.values.selectors import fits, spans
@@ -81,13 +82,17 @@ def describe(tensor: Explanation) -> str:
 
 def _explanation(plan: Plan, binding: Binding, tensor: BoundTensor) -> Explanation:
     several = len(plan.sources) > 1
-    terms = tuple(_term(delta, several) for delta in tensor.deltas)
+    models = merges_models(plan, method_of(plan))
+    terms = tuple(_term(delta, several, models) for delta in tensor.deltas)
     origin = "source_ft" if tensor.kind in ("copied", "kept") else "target"
-    formula = origin + "".join(
-        _text(term, delta)
-        for term, delta in zip(terms, tensor.deltas, strict=True)
-        if term.coefficient
-    )
+    if plan.method != DEFAULT_METHOD and tensor.kind == "merged":
+        formula = _method_formula(plan, tensor, terms)
+    else:
+        formula = origin + "".join(
+            _text(term, delta)
+            for term, delta in zip(terms, tensor.deltas, strict=True)
+            if term.coefficient
+        )
     return Explanation(
         name=tensor.output.name,
         dtype=tensor.output.dtype.name,
@@ -99,15 +104,38 @@ def _explanation(plan: Plan, binding: Binding, tensor: BoundTensor) -> Explanati
     )
 
 
-def _term(delta: Delta, several: bool) -> Term:
+def _method_formula(plan: Plan, tensor: BoundTensor, terms: tuple[Term, ...]) -> str:
+    """``target + ties(0.5 · (a: source_ft − source_base) [density: 0.2], ...; lambda: 1)``"""
+    method = method_of(plan)
+    models = merges_models(plan, method)
+    parts = []
+    for delta, term in zip(tensor.deltas, terms, strict=True):
+        weight = f"{delta.scaling.value:.6g} · " if method.weighted else ""
+        own = ", ".join(setting.text for setting in delta.settings)
+        parts.append(f"{weight}{term.delta}{f' [{own}]' if own else ''}")
+    settings = ", ".join(setting.text for setting in tensor.settings)
+    call = f"{method.name}({', '.join(parts)}{f'; {settings}' if settings else ''})"
+    strength = tensor.deltas[0].plan_mask.value
+    share = "" if strength == 1 else f"{strength:.6g} · "
+    if models:
+        return call if not share else f"target + {share}({call} − target)"
+    return f"target + {share}{call}"
+
+
+def _term(delta: Delta, several: bool, models: bool) -> Term:
     decisions = [delta.scaling, *(d for d in (delta.plan_mask, delta.source_mask) if d.position)]
+    decisions += [each.decision for each in delta.settings if each.decision.position]
+    if delta.scaling.position is None and len(decisions) > 1 and delta.settings:
+        del decisions[0]
     return Term(
         source=delta.source.name,
         coefficient=delta.coefficient,
         factors=tuple(_factor(decision) for decision in decisions),
         base=delta.base.name,
         ft=delta.ft.name,
-        delta=_delta(delta, f"{delta.source.name}: " if several else ""),
+        delta=delta.source.name
+        if models
+        else _delta(delta, f"{delta.source.name}: " if several else ""),
     )
 
 
@@ -171,6 +199,9 @@ def _reasons(plan: Plan, binding: Binding, tensor: BoundTensor) -> Iterator[str]
     if rule is not None and rule.dtype != tensor.origin.dtype:
         at = "the plan" if rule.position is None else str(rule.position)
         yield f"{tensor.origin.dtype} there; written as {rule.dtype}: {rule.text} ({at})"
+    for setting in tensor.settings:
+        if setting.decision.position is not None:
+            yield f"{setting.decision.text} ({setting.decision.position})"
     for delta in tensor.deltas:
         if delta.coefficient and node_of(delta.ft) is node_of(delta.base):
             yield f"the adapter of {delta.source.name} does not change it: the delta is zero"

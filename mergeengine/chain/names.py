@@ -20,6 +20,7 @@ from mergeengine.values.references import ModelReference
 
 _ROLES = ("target", "source_ft")
 _MODELS = ("base", "target", "source_base", "source_ft")
+_OF_SOURCES = ("model", "source_base", "source_ft")
 _ADAPTER = ("adapter", "base")
 _FILES = ("tokenizer", "config", "generation_config")
 
@@ -97,7 +98,7 @@ def _references(root: Node) -> list[KeyPath]:
         found += [("output", key) for key in _FILES if output.get(key) is not None]
     if sources is not None and isinstance(sources.value, list):
         for index, source in enumerate(sources.value):
-            keys = (key for key in ("source_base", "source_ft") if source.get(key) is not None)
+            keys = (key for key in _OF_SOURCES if source.get(key) is not None)
             found += [("sources", index, key) for key in keys]
     return [each for path in found for each in _parts(root, path)]
 

@@ -7,6 +7,7 @@ import click
 from mergeengine.chain.recognition import is_chain
 from mergeengine.cli import options
 from mergeengine.cli.console import complain, emit, emit_json, tell_findings
+from mergeengine.compiler.merging import method_of
 from mergeengine.errors import PlanError
 from mergeengine.plan import load_plan
 
@@ -44,7 +45,9 @@ def command(context: click.Context, plan_files: tuple[Path, ...], style: str) ->
 def _warnings(file: Path) -> tuple[str, ...]:
     """Those of a plan or chain; PlanError where it is wrong."""
     if not is_chain(file):
-        return load_plan(file).warnings
+        plan = load_plan(file)
+        method_of(plan)
+        return plan.warnings
     from mergeengine.chain.load import load_chain
 
     return load_chain(file).warnings

@@ -14,14 +14,23 @@ from mergeengine.compiler.alignment import Aligned, align
 from mergeengine.compiler.correspondence import Counterparts, in_place_of
 from mergeengine.compiler.element_masks import Files, actions_on, masked_delta, misfits
 from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
+from mergeengine.compiler.merging import (
+    Setting,
+    merged,
+    merges_models,
+    method_of,
+    settings_at,
+    term,
+)
 from mergeengine.compiler.rules import check_parameters, check_renames, check_rules, shadowed
 from mergeengine.compiler.tokens import look_up_tokens
 from mergeengine.errors import CheckpointError
 from mergeengine.lazy.tensor import LazyTensor
 from mergeengine.lazy.weight import Weight, difference, node_of
+from mergeengine.methods.registry import Method
 from mergeengine.methods.relative import at_most, to_ratio
 from mergeengine.methods.transfer import transfer
-from mergeengine.plan.plan import Plan, Source
+from mergeengine.plan.plan import DEFAULT_METHOD, Plan, Source
 from mergeengine.values.actions import Applied, Keep
 from mergeengine.values.anatomy import Anatomy, TensorFacts
 from mergeengine.values.decisions import Decision
@@ -37,7 +46,7 @@ Kind = Literal[
 @dataclass(frozen=True, slots=True)
 class Delta:
     """One source's part in one tensor. ``coefficient`` is the product of the three decisions, which
-    multiplies the delta after ``actions``.
+    multiplies the delta after ``actions``. ``settings`` are the method's parameters of the source.
 
     Where the scaling is a ``ratio``, or bounded by ``limit``, it is multiplied by what the norms
     of the tensors give (``weight``), before any action.
@@ -52,6 +61,7 @@ class Delta:
     limit: Decision | None = None
     actions: tuple[Applied, ...] = ()
     measure: Measure = "factor"
+    settings: tuple[Setting, ...] = ()
 
     @property
     def coefficient(self) -> float:
@@ -65,11 +75,15 @@ class Delta:
         coefficient = self.coefficient
         if not coefficient or (self.limit is None and self.measure == "factor"):
             return coefficient
+        return self.scaled(target, difference) * (self.plan_mask.value * self.source_mask.value)
+
+    def scaled(self, target: LazyTensor, difference: LazyTensor) -> float | LazyTensor:
+        """The scaling alone, as the norms decide it where they do."""
+        if self.limit is None and self.measure == "factor":
+            return self.scaling.value
         if self.limit is None:
-            measured = to_ratio(target, difference, self.scaling.value)
-        else:
-            measured = at_most(target, difference, self.scaling.value, self.limit.value)
-        return measured * (self.plan_mask.value * self.source_mask.value)
+            return to_ratio(target, difference, self.scaling.value)
+        return at_most(target, difference, self.scaling.value, self.limit.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +94,7 @@ class BoundTensor:
     is taken as it is: an integer or boolean tensor, one without a delta (``missing``, ``mismatch``,
     or ``unmapped``: its layer is left out by `layer_map`), or one that only the fine-tune has
     (``copied``). ``scales`` are those of a weight that is written in 8 bits. ``origin`` is the
-    tensor that is taken or added to.
+    tensor that is taken or added to. ``settings`` are the parameters of the plan's method.
     """
 
     output: OutputTensor
@@ -88,6 +102,7 @@ class BoundTensor:
     origin: Weight
     facts: TensorFacts
     deltas: tuple[Delta, ...] = ()
+    settings: tuple[Setting, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +168,7 @@ def bind(
     Raises CheckpointError with the complete list of what does not fit, and PlanError for a mask
     or dtype rule that matches no tensor, and for tokens that the tokenizer has not.
     """
+    method = method_of(plan)
     three = list(sources)
     plan, _ = look_up_tokens(plan, tokenizer or target, target, [ft for _, _, ft in three])
     three = [(own, base, ft) for own, (_, base, ft) in zip(plan.sources, three, strict=True)]
@@ -163,7 +179,7 @@ def bind(
     check_parameters(plan, anatomy)
     errors, notes = _Findings(), _Findings()
     tensors = [
-        _bound(plan, tensor, anatomy, files or {}, pairs, aligned, errors, notes)
+        _bound(plan, method, tensor, anatomy, files or {}, pairs, aligned, errors, notes)
         for tensor in target.tensors.values()
     ]
     tensors.extend(_extras(plan, anatomy, pairs, aligned, errors, notes))
@@ -195,9 +211,12 @@ def _counterparts(
 ) -> tuple[Counterparts, Counterparts]:
     """The models of a source, asked by the target's names; CheckpointError where the plan gives
     two tensors one name."""
+    whole = source.whole  # then the base is the target, and bears its names
     found = tuple(
-        Counterparts(target, model, role, source.renames, source.layer_map)
-        for role, model in zip(ROLES_OF_NAMES, (base, ft), strict=True)
+        Counterparts(target, model, role, (), None)
+        if own
+        else Counterparts(target, model, role, source.renames, source.layer_map)
+        for role, model, own in zip(ROLES_OF_NAMES, (base, ft), (whole, False), strict=True)
     )
     clashes = [f"{each.other}: {text}" for each in found for text in each.clashes]
     if clashes:
@@ -209,6 +228,7 @@ def _counterparts(
 
 def _bound(
     plan: Plan,
+    method: Method,
     tensor: Weight,
     anatomy: Anatomy,
     files: Files,
@@ -226,6 +246,7 @@ def _bound(
     if not tensor.dtype.is_float:
         return _taken(plan, tensor, facts, "not float")
     found: list[Delta] = []
+    fts: list[Checkpoint] = []
     gap: Kind | None = None
     unmapped = False
     for source, base, ft in pairs:
@@ -237,7 +258,7 @@ def _bound(
         )
         limit = source.scaling.limit_at(facts)
         frozen = 0.0 in [each.value for each in (*decisions, limit) if each is not None]
-        if base.gets_nothing(tensor.name):
+        if ft.gets_nothing(tensor.name):
             unmapped = True
             continue
         both = [model.find(tensor) for model in (base, ft)]
@@ -256,7 +277,10 @@ def _bound(
                     errors.add(*finding)
                 actions = () if lacking else actions_on(own_entry, plan_entry)
             measure = source.scaling.measure_at(facts)
-            found.append(Delta(source, both[0], both[1], *decisions, limit, actions, measure))
+            given = source.parameters, plan.parameters
+            own = settings_at(method, facts, *given, per_source=True) if method.options else ()
+            found.append(Delta(source, both[0], both[1], *decisions, limit, actions, measure, own))
+            fts.append(ft.other)
         elif problem is not None and not frozen:
             kind, sentence, line, way_out = problem
             keep = plan.on_missing if kind == "missing" else plan.on_mismatch
@@ -265,16 +289,66 @@ def _bound(
                 errors.add(sentence, line, way_out)
             else:
                 notes.add(f"{sentence}; they get no delta from it", line, way_out)
-    if (gap is not None or unmapped) and not found:
+    too_few = len(found) < method.sources[0]
+    if (gap is not None or unmapped) and (too_few or merges_models(plan, method)):
         return _taken(plan, tensor, facts, gap or "unmapped")
+    if method.name != DEFAULT_METHOD:
+        return _by_method(plan, method, tensor, facts, found, fts, files, aligned)
     receiver = LazyTensor(node_of(tensor))
     plain = [LazyTensor(difference(delta.ft, delta.base)) for delta in found]
     weights = [delta.weight(receiver, value) for delta, value in zip(found, plain, strict=True)]
     if any(delta.actions for delta in found):
         plain = _masked(plan, tensor, found, plain, files, aligned)
-    merged = transfer(receiver, list(zip(weights, plain, strict=True)))
+    value = transfer(receiver, list(zip(weights, plain, strict=True)))
     active = any(delta.coefficient for delta in found)
-    return _output(plan, tensor, facts, merged, "merged" if active else "frozen", tuple(found))
+    return _output(plan, tensor, facts, value, "merged" if active else "frozen", tuple(found))
+
+
+def _by_method(
+    plan: Plan,
+    method: Method,
+    tensor: Weight,
+    facts: TensorFacts,
+    found: list[Delta],
+    fts: list[Checkpoint],
+    files: Files,
+    aligned: Aligned,
+) -> BoundTensor:
+    """What another method than transfer makes of the sources: masks of a source change its delta,
+    ``scaling`` is its weight, and the plan's masks scale what comes of all.
+
+    A model that lacks a token has the target's row; ``fts`` are the models of ``found``.
+    """
+    receiver = LazyTensor(node_of(tensor))
+    models = merges_models(plan, method)
+    if models:
+        wholes = [aligned.whole(ft, delta.ft) for ft, delta in zip(fts, found, strict=True)]
+        plain = [LazyTensor(node_of(whole)) for whole in wholes]
+    else:
+        plain = [LazyTensor(difference(delta.ft, delta.base)) for delta in found]
+    weights = [delta.scaled(receiver, value) for delta, value in zip(found, plain, strict=True)]
+    values = plain
+    if any(delta.actions for delta in found):
+        values = _masked(plan, tensor, found, plain, files, aligned)
+    terms = [
+        term(
+            plan,
+            method,
+            delta.source,
+            tensor.name,
+            value * delta.source_mask.value,
+            weight,
+            delta.settings,
+            LazyTensor(difference(aligned.beside(delta.source, tensor), delta.base)),
+        )
+        for delta, value, weight in zip(found, values, weights, strict=True)
+    ]
+    settings = settings_at(method, facts, plan.parameters, per_source=False)
+    strength = found[0].plan_mask
+    if strength.value == 0 or not (models or any(delta.coefficient for delta in found)):
+        return _output(plan, tensor, facts, receiver, "frozen", tuple(found), settings=settings)
+    value = merged(plan, method, tensor.name, receiver, terms, settings, strength)
+    return _output(plan, tensor, facts, value, "merged", tuple(found), settings=settings)
 
 
 def _masked(
@@ -426,8 +500,9 @@ def _output(
     kind: Kind,
     deltas: tuple[Delta, ...],
     origin: Weight | None = None,
+    settings: tuple[Setting, ...] = (),
 ) -> BoundTensor:
     dtype = (plan.output.dtype.at(facts) if tensor.dtype.is_float else None) or tensor.dtype
     compute = compute_dtype(dtype, plan.numerics.compute_dtype)
     output = OutputTensor(tensor.name, dtype, compute, value.node)
-    return BoundTensor(output, kind, origin or tensor, facts, deltas)
+    return BoundTensor(output, kind, origin or tensor, facts, deltas, settings)

@@ -93,6 +93,8 @@ def _masks(plan: Plan) -> Iterator[MaskEntry]:
 def _parameters(plan: Plan) -> Iterator[Parameter]:
     for source in plan.sources:
         yield from source.scaling.parameters()
+        yield from (each for each in source.parameters.values() if isinstance(each, Parameter))
+    yield from (each for each in plan.parameters.values() if isinstance(each, Parameter))
     for entry in _masks(plan):
         yield Parameter("scale", entry.scale, entry.position)
 

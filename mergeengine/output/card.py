@@ -34,10 +34,31 @@ class MergedModel:
         return None if text.startswith(_LOCAL) or "://" in text else text.partition("@")[0]
 
 
+_TRANSFER = """\
+    merged = target + Σᵢ scalingᵢ · maskᵢ ⊙ (source_ftᵢ − source_baseᵢ)
+
+A delta (what fine-tuning changed between `source_base` and `source_ft`) is added to `target`;
+the plan below says which, how much of it, and for which tensors."""
+
+
 def model_card(
-    *, name: str, plan_text: str, references: Sequence[MergedModel], version: str
+    *,
+    name: str,
+    plan_text: str,
+    references: Sequence[MergedModel],
+    version: str,
+    method: tuple[str, str] | None = None,
 ) -> str:
-    """README.md with its front matter, for the plan as it was written."""
+    """README.md with its front matter, for the plan as it was written.
+
+    ``method``: the name and the paper of another method than transfer.
+    """
+    about = _TRANSFER
+    if method is not None:
+        about = (
+            f"The method is `{_line(method[0])}` ({_line(method[1])}); the plan below says what is "
+            "merged, with which parameters, and for which tensors."
+        )
     front_matter = yaml.safe_dump(
         _front_matter(references), sort_keys=False, allow_unicode=True, default_flow_style=False
     )
@@ -55,10 +76,7 @@ def model_card(
 
 A merge of existing models. Its weights were computed from theirs, without any training:
 
-    merged = target + Σᵢ scalingᵢ · maskᵢ ⊙ (source_ftᵢ − source_baseᵢ)
-
-A delta (what fine-tuning changed between `source_base` and `source_ft`) is added to `target`;
-the plan below says which, how much of it, and for which tensors.
+{about}
 
 | Role | Model | Revision | Licence |
 |---|---|---|---|

@@ -9,7 +9,7 @@ from typing import cast
 from mergeengine.plan.document import Node
 from mergeengine.plan.document import Path as KeyPath
 from mergeengine.plan.mask_actions import actions_of, keep_of
-from mergeengine.plan.parameters import form, scaling
+from mergeengine.plan.parameters import form, options, scaling
 from mergeengine.plan.plan import (
     DEFAULT_SHARD_SIZE,
     DtypeRule,
@@ -49,13 +49,17 @@ class _Builder:
         self.selections = selections
 
     def plan(self, keys: PlanKeys, text: str, file: Path) -> Plan:
-        target = "target" if keys.base is None else "base"
+        target: KeyPath = ("target",) if keys.base is None else ("base",)
+        own_target = keys.target is not None or keys.base is not None
+        if not own_target:
+            target = ("sources", 0, "model")
+        method = self.root.get("method")
         return Plan(
             version=keys.version,
             name=keys.name or file.stem,
             file=file,
-            target=self._reference((target,)),
-            sources=self._sources(keys),
+            target=self._reference(target),
+            sources=self._sources(keys, target),
             masks=self._masks(keys.masks, ("masks",)),
             output=self._output(keys),
             numerics=Numerics(keys.numerics.compute_dtype),
@@ -68,9 +72,13 @@ class _Builder:
             seed=keys.seed,
             vocabulary=keys.vocabulary,
             compatibility=keys.compatibility,
+            method=keys.method,
+            method_position=None if method is None else method.position,
+            parameters=options(keys.parameters, self.root, ("parameters",), self.selections),
+            own_target=own_target,
         )
 
-    def _sources(self, keys: PlanKeys) -> tuple[Source, ...]:
+    def _sources(self, keys: PlanKeys, target: KeyPath) -> tuple[Source, ...]:
         shared: KeyPath = ("source_base",) if keys.base is None else ("base",)
         if keys.sources is None:
             source_base = self._reference(shared)
@@ -88,17 +96,23 @@ class _Builder:
                 ),
             )
         return tuple(
-            self._source(keys, source, index, shared) for index, source in enumerate(keys.sources)
+            self._source(keys, source, index, shared, target)
+            for index, source in enumerate(keys.sources)
         )
 
-    def _source(self, plan: PlanKeys, keys: SourceKeys, index: int, shared: KeyPath) -> Source:
+    def _source(
+        self, plan: PlanKeys, keys: SourceKeys, index: int, shared: KeyPath, target: KeyPath
+    ) -> Source:
         here: KeyPath = ("sources", index)
         own_base = shared if keys.source_base is None else (*here, "source_base")
+        ft: KeyPath = (*here, "source_ft")
+        if keys.model is not None:
+            own_base, ft = target, (*here, "model")
         source_base = self._reference(own_base)
         return Source(
             name=keys.name or f"source{index + 1}",
             source_base=source_base,
-            source_ft=self._fine_tune((*here, "source_ft"), source_base),
+            source_ft=self._fine_tune(ft, source_base),
             scaling=scaling(keys.scaling, self.root, (*here, "scaling"), self.selections),
             masks=self._masks(keys.masks, (*here, "masks")),
             renames=(
@@ -108,6 +122,8 @@ class _Builder:
             ),
             layer_map=plan.layer_map if keys.layer_map is None else keys.layer_map,
             position=self.root.at(here).position,
+            whole=keys.model is not None,
+            parameters=options(keys.parameters, self.root, (*here, "parameters"), self.selections),
         )
 
     def _reference(self, path: KeyPath) -> ModelReference:

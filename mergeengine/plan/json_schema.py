@@ -28,7 +28,10 @@ _DESCRIPTIONS = {
     "source_base": "The model that `source_ft` was fine-tuned from.",
     "source_ft": "The fine-tuned model; the delta is source_ft - source_base.",
     "adapter": "A PEFT adapter (LoRA): its folder, or org/name[@revision].",
-    "scaling": "How much of the delta is added.",
+    "method": "How the sources are merged; `mergeengine methods` lists them.",
+    "parameters": "Of the method; those of a source hold for it, those of the plan for all.",
+    "model": "A model as a source: it is merged itself, or its difference to the target.",
+    "scaling": "How much of the delta is added, or the weight of the source.",
     "masks": "For each tensor, the first entry that matches decides how much of the delta it gets.",
     "seed": "Of random masks, a whole number.",
     "sources": "Several deltas, each with its models, scaling and masks.",
@@ -89,10 +92,14 @@ _KEPT = ("type", "additionalProperties", "required")
 _NEEDED = {
     "required": ["version"],
     "allOf": [
-        {"anyOf": [{"required": ["target"]}, {"required": ["base"]}]},
+        {"anyOf": [{"required": [key]} for key in ("target", "base", "method")]},
         {"anyOf": [{"required": ["source_ft"]}, {"required": ["sources"]}]},
         {"anyOf": [{"required": [key]} for key in ("source_base", "base", "sources")]},
     ],
+}
+_MODEL_OR_DELTA: dict[str, Any] = {
+    "oneOf": [{"required": ["model"]}, {"required": ["source_ft"]}],
+    "not": {"required": ["model", "source_base"]},
 }
 _EXCLUDED = [
     {"not": {"required": pair}}
@@ -120,6 +127,7 @@ def plan_schema() -> dict[str, Any]:
         {key: {**root["properties"][key], **form} for key, form in _SPECIAL.items()}
     )
     definitions["RenameKeys"]["oneOf"] = [{"required": ["match"]}, {"required": ["regex"]}]
+    definitions["SourceKeys"] |= _MODEL_OR_DELTA
     # One dtype is short for a list of one rule.
     dtypes = definitions["OutputKeys"]["properties"]["dtype"]
     dtypes["anyOf"].insert(0, {"enum": list(OUTPUT_DTYPES)})

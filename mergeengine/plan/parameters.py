@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, PlainValidator, TypeAdapter, WithJsonSchema
@@ -11,8 +11,10 @@ from mergeengine.plan.document import Node, Path
 from mergeengine.plan.forms import Keys, NotExpected, Number, checked
 from mergeengine.plan.selecting import SELECTING, Selections, SelectorKeys
 from mergeengine.values import parameters as values
+from mergeengine.values.choices import Choice
 from mergeengine.values.decisions import number_text
 from mergeengine.values.parameters import Curve
+from mergeengine.values.references import check_printable
 from mergeengine.values.scaling import Scaling, ScalingRule
 from mergeengine.values.selectors import LayerRange
 
@@ -158,6 +160,24 @@ Bound = Annotated[Written, PlainValidator(_bound), WithJsonSchema(_WRITTEN)]
 Varying = Annotated[Written, PlainValidator(_any), WithJsonSchema(_WRITTEN)]
 
 
+def _option(value: Any) -> Written | bool | str:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        check_printable(value)
+        return value
+    try:
+        return _any(value)
+    except NotExpected as error:
+        expected = f"{error}, true, false or a word" if str(error) == FORMS_EXPECTED else str(error)
+        raise NotExpected(expected, error.hint) from None
+
+
+_OPTION = {"anyOf": [{"type": "boolean"}, {"type": "string"}, *_WRITTEN["anyOf"]]}
+Option = Annotated[Written | bool | str, PlainValidator(_option), WithJsonSchema(_OPTION)]
+"""A parameter of a method; which ones there are, and what each may be, its method knows."""
+
+
 class RuleKeys(SelectorKeys):
     value: Simple
 
@@ -208,6 +228,18 @@ def parameter(
     node = root.at(path[:-1]).get(str(path[-1]))
     position = None if node is None else node.position
     return values.Parameter(key, form(written, root, path, selections), position)
+
+
+def options(
+    written: Mapping[str, Any], root: Node, path: Path, selections: Selections
+) -> dict[str, values.Parameter | Choice]:
+    """What checked parameters of a method become; keys in the order in which they are written."""
+    return {
+        key: Choice(key, value, root.at((*path, key)).position)
+        if isinstance(value, bool | str)
+        else parameter(key, value, root, (*path, key), selections)
+        for key, value in written.items()
+    }
 
 
 def scaling(

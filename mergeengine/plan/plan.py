@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from mergeengine.lazy.dtypes import DType
 from mergeengine.values.anatomy import TensorFacts
+from mergeengine.values.choices import Choice
 from mergeengine.values.masks import Masks
+from mergeengine.values.parameters import Parameter
 from mergeengine.values.positions import Position
 from mergeengine.values.references import ModelReference, without_secrets
 from mergeengine.values.renaming import LayerMap, Rename
@@ -26,6 +28,7 @@ ComputeDtype = Literal["auto", "float32", "float64"]
 Role = Literal["target", "source_ft"]
 Quantization = Literal["none", "keep"]
 
+DEFAULT_METHOD = "transfer"
 DEFAULT_SHARD_SIZE = 5_000_000_000
 
 
@@ -33,7 +36,9 @@ DEFAULT_SHARD_SIZE = 5_000_000_000
 class Source:
     """One delta, ``source_ft - source_base``, and how it is applied.
 
-    `renames` and `layer_map` say which of its tensors are which of the target's.
+    `renames` and `layer_map` say which of its tensors are which of the target's. ``whole``: the
+    plan names a model; then `source_ft` is that and `source_base` the target. `parameters` are those
+    of the plan's method for this source.
     """
 
     name: str
@@ -44,6 +49,8 @@ class Source:
     renames: tuple[Rename, ...] = ()
     layer_map: LayerMap | None = None
     position: Position | None = field(default=None, compare=False)
+    whole: bool = False
+    parameters: Mapping[str, Parameter | Choice] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +134,10 @@ class Plan:
 
     `document` is the plan as plain data, exactly as written, with includes, ``--set`` and
     variables applied; `text` is the file's text without them. `masks` hold for every source, on
-    top of the source's own. `seed` is that of random masks. `compatibility` names other
-    code whose way with vocabularies is taken in the place of `vocabulary`.
+    top of the source's own. `seed` is that of random masks and methods. `compatibility` names other
+    code whose way with vocabularies is taken in the place of `vocabulary`. `parameters` are those
+    of `method`, and where it has them for each source, of the sources that say nothing else.
+    ``own_target``: the plan names a target; otherwise it is the first source's model.
     """
 
     version: int
@@ -150,6 +159,10 @@ class Plan:
     seed: int = 0
     vocabulary: Vocabulary = "align"
     compatibility: Compatibility | None = None
+    method: str = DEFAULT_METHOD
+    method_position: Position | None = field(default=None, compare=False)
+    parameters: Mapping[str, Parameter | Choice] = field(default_factory=dict)
+    own_target: bool = True
 
     @property
     def models(self) -> tuple[object, ...]:

@@ -27,8 +27,9 @@ from mergeengine.plan.forms import (
     one_or_list,
     one_or_many,
 )
-from mergeengine.plan.parameters import Scaled, Varying
+from mergeengine.plan.parameters import Option, Scaled, Varying
 from mergeengine.plan.plan import (
+    DEFAULT_METHOD,
     Compatibility,
     ComputeDtype,
     OnExtra,
@@ -309,9 +310,11 @@ FineTune = Annotated[
 
 class SourceKeys(Keys):
     name: Line | None = None
+    model: Reference | None = None
     source_base: Reference | None = None
-    source_ft: FineTune
+    source_ft: FineTune | None = None
     scaling: Scaled = 1.0
+    parameters: dict[Line, Option] = Field({})
     masks: list[MaskKeys] = Field([])
     rename: list[RenameKeys] | None = None
     layer_map: LayerMapping | None = None
@@ -336,6 +339,8 @@ class NumericsKeys(Keys):
 class PlanKeys(Keys):
     version: Annotated[int, PlainValidator(version_one), WithJsonSchema({"const": 1})]
     name: Line | None = None
+    method: Line = DEFAULT_METHOD
+    parameters: dict[Line, Option] = Field({})
     include: Any = None  # both are gone before these models see a plan: `include`, `variables`
     vars: Any = None
     base: Reference | None = None

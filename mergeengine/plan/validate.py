@@ -75,7 +75,7 @@ def _check_together(root: Node, problems: Problems) -> None:
         if has_base and root.get(key) is not None:
             where = _elsewhere(root.keys["base"], root.keys[key])
             refuse(key, f"`{key}` cannot stand beside `base` ({where}), which gives it already")
-    needed = [] if has_base else ["target"]
+    needed = [] if has_base or _gives_target(root) else ["target"]
     if sources is None and not _is_misspelt(root, ("sources",)):
         needed += ["source_ft"] if has_base else ["source_base", "source_ft"]
     for key in needed:
@@ -87,8 +87,21 @@ def _check_together(root: Node, problems: Problems) -> None:
                 refuse(key, f"`{key}` belongs inside the entries of `sources`, not beside them")
         inherited = has_base or root.get("source_base") is not None
         for index, source in enumerate(_entries(sources)):
-            if not inherited and source.keys and source.get("source_base") is None:
-                problems.add(source.position, _missing_key(("sources", index, "source_base")))
+            here = ("sources", index)
+            if source.get("model") is not None:
+                for key in ("source_ft", "source_base"):
+                    if source.get(key) is not None:
+                        message = (
+                            f"`{key}` cannot stand beside `model`: a source is a model or a delta"
+                        )
+                        problems.add(source.keys[key], message)
+                continue
+            if not source.keys:
+                continue
+            if not inherited and source.get("source_base") is None:
+                problems.add(source.position, _missing_key((*here, "source_base")))
+            if source.get("source_ft") is None and not _is_misspelt(root, (*here, "source_ft")):
+                problems.add(source.position, _missing_key((*here, "source_ft")))
         _check_names(sources, problems)
     _check_quantization(root, problems)
     _check_vocabulary(root, problems)
@@ -98,6 +111,13 @@ def _check_together(root: Node, problems: Problems) -> None:
     for path, node in root.walk():
         if path[-1:] == ("masks",) or path == ("output", "dtype") or _is_parameter(node):
             _check_order(node, problems)
+
+
+def _gives_target(root: Node) -> bool:
+    """Whether the first source is a model, which a method that needs no target begins with."""
+    sources = root.get("sources")
+    entries = [] if sources is None else _entries(sources)
+    return root.get("method") is not None and bool(entries) and entries[0].get("model") is not None
 
 
 def _check_quantization(root: Node, problems: Problems) -> None:

@@ -239,6 +239,26 @@ Simple = Number | Schedule | LayerMap
 Form = Simple | Rules
 
 
+def numbers_in(form: Form) -> Iterator[float]:
+    """Every number of a form, those for what stands outside the layers among them."""
+    match form:
+        case Number():
+            yield form.value
+        case Rules():
+            for rule in form.rules:
+                yield from numbers_in(rule.value)
+            return
+        case Schedule():
+            yield from form.points
+        case LayerMap():
+            yield from (entry.value for entry in form.entries)
+            if form.default is not None:
+                yield form.default
+    if not isinstance(form, Number):
+        ends = form.outside.before, form.outside.after
+        yield from (each for each in ends if each is not None)
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """A numeric parameter of a plan: the key it stands under, its form, and where it is written."""
@@ -260,6 +280,10 @@ class Parameter:
     def lists(self) -> Iterator[Sequence[Rule]]:
         """Every list of rules inside; of each the first that matches decides."""
         return self.form.lists()
+
+    def numbers(self) -> Iterator[float]:
+        """Every number inside; what a tensor gets is one of them or between two."""
+        return numbers_in(self.form)
 
     def problems(self, anatomy: Anatomy) -> Iterator[str]:
         """What keeps the parameter from being resolved for every tensor of a model."""

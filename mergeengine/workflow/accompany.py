@@ -8,11 +8,12 @@ import yaml
 from mergeengine.checkpoints.aliases import is_embedding, is_head
 from mergeengine.compiler.binding import Binding
 from mergeengine.compiler.graph import Graph, OutputTensor
+from mergeengine.compiler.merging import method_of
 from mergeengine.lazy.nodes import Node, walk
 from mergeengine.lazy.stored import Stored
 from mergeengine.output.card import MergedModel, model_card, read_licence
 from mergeengine.output.companions import Companion, CompanionSet, gather_companions
-from mergeengine.plan.plan import Plan
+from mergeengine.plan.plan import DEFAULT_METHOD, Plan
 from mergeengine.plan.variables import escaped
 from mergeengine.values.digests import digest_of
 from mergeengine.workflow.models import Models
@@ -74,9 +75,18 @@ def node_digests(
         elif node.op == "constant":
             parts = [node.value.hex(), list(node.shape)]
         else:
-            parts = [repr(node.attributes), [digests[child] for child in node.inputs]]
+            parts = [repr(_plain(node.attributes)), [digests[child] for child in node.inputs]]
         digests[node] = digest_of([node.op, *parts])
     return digests
+
+
+def _plain(attribute: object) -> object:
+    """An attribute without addresses in memory: functions by their names."""
+    if isinstance(attribute, tuple):
+        return tuple(_plain(each) for each in attribute)
+    if callable(attribute):
+        return f"{attribute.__module__}.{getattr(attribute, '__qualname__', attribute)}"
+    return attribute
 
 
 def _unknown_to_config(models: Models, binding: Binding) -> list[str]:
@@ -103,4 +113,5 @@ def _card(plan: Plan, models: Models) -> str:
         ),
         references=references,
         version=version("mergeengine"),
+        method=None if plan.method == DEFAULT_METHOD else (plan.method, method_of(plan).paper),
     )

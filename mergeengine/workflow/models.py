@@ -32,6 +32,7 @@ class Models:
     source_names: tuple[str, ...]
     masks: tuple[Checkpoint, ...] = ()
     planned: tuple[PlannedCheckpoint, ...] = ()
+    whole: tuple[bool, ...] = ()
 
     def merged(self) -> tuple[Checkpoint, ...]:
         """The models whose weights are read, each once."""
@@ -50,8 +51,14 @@ class Models:
     def roles(self) -> Iterator[tuple[str, Checkpoint]]:
         """Every role with its model; donors of companions only where they are other models."""
         yield "target", self.target
-        for name, base, ft in zip(self.source_names, self.bases, self.fts, strict=True):
+        whole = self.whole or (False,) * len(self.fts)
+        for name, base, ft, alone in zip(
+            self.source_names, self.bases, self.fts, whole, strict=True
+        ):
             of = f" ({name})" if len(self.source_names) > 1 else ""
+            if alone:
+                yield f"model{of}", ft
+                continue
             yield f"source_base{of}", base
             yield f"source_ft{of}", ft.parts[0] if ft.parts else ft
             if ft.parts and ft.parts[1] not in self.merged():
@@ -185,6 +192,7 @@ def open_models(
         source_names=tuple(source.name for source in plan.sources),
         masks=tuple(found[file] for file in plan.mask_files),
         planned=tuple(given),
+        whole=tuple(source.whole for source in plan.sources),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mergeengine.compiler.binding import Binding, bind
+from mergeengine.compiler.merging import method_of
 from mergeengine.compiler.requantise import requantised
 from mergeengine.compiler.schedule import Schedule, schedule
 from mergeengine.compiler.tokens import look_up_tokens
@@ -89,6 +90,7 @@ def prepare(
     """
     settings = settings or Settings()
     path = output_of(plan, output)
+    method_of(plan)  # what is wrong with it is told before anything is opened
     if like is not None and like.plan.models == plan.models:
         models, pins = like.models, _pinned(plan, like.models, like.pins.models)
     else:
@@ -126,7 +128,8 @@ def _zero_deltas(plan: Plan, pins: PlanLock) -> list[str]:
         f"{source.name}: source_base ({source.source_base}) and source_ft ({source.source_ft}) are "
         "the same model, as far as their digests tell: the delta is zero"
         for source in plan.sources
-        if pins.models[source.source_base.text] == pins.models[source.source_ft.text]
+        if not source.whole
+        and pins.models[source.source_base.text] == pins.models[source.source_ft.text]
     ]
 
 

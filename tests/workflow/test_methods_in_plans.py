@@ -37,6 +37,12 @@ sources:
 """
 
 
+def written(method: str, form: str = DELTAS, one: str = "", two: str = "", after: str = "") -> str:
+    """A plan of two sources, with more beside each of them and after all."""
+    first, second = (f", {each}" if each else "" for each in (one, two))
+    return form.format(method=method, first=first, second=second) + f"{after}\n"
+
+
 @pytest.fixture
 def models(tmp_path: Path) -> dict[str, dict[str, torch.Tensor]]:
     made = {}
@@ -127,7 +133,8 @@ def test_every_method_runs_from_a_plan(name: str, tmp_path, models) -> None:
             text = text[: text.index("  - {name: two")]
         plan = parse_plan(text, tmp_path / "p.yaml")
         for workers in (1, 2):
-            run(plan, Settings(workers=workers), output=tmp_path / f"out{number}{workers}")
+            output = tmp_path / f"out{number}{workers}"
+            run(plan, settings=Settings(workers=workers), output=output)
         outputs = [tmp_path / f"out{number}{w}" / "model.safetensors" for w in (1, 2)]
         assert outputs[0].read_bytes() == outputs[1].read_bytes()
         opened, _ = resolve(plan, Settings())
@@ -151,27 +158,69 @@ def test_the_formula(tmp_path, models) -> None:
     assert [factor.text for factor in each.terms[0].factors] == ["scaling: 0.5", "density: 0.3"]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (DELTAS.format(method="tiess", first="", second=""), "p.yaml:3:9: there is no method `tiess`; did you mean `ties`?"),
-        (DELTAS.format(method="ties", first="", second="") + "parameters: {densty: 1}\n", "p.yaml:7:22: `ties` has no parameter `densty`; did you mean `density`?"),
-        (DELTAS.format(method="ties", first=", parameters: {lambda: 1}", second=""), "`lambda` is the same for all sources: write it under the plan's `parameters`"),
-        (DELTAS.format(method="ties", first=", parameters: {density: [0, 1.5]}", second=""), "`density`: expected a number from 0 to 1, found 1.5"),
-        (DELTAS.format(method="ties", first="", second="") + "parameters: {normalize: 1}\n", "`normalize`: expected true or false, found 1"),
-        (DELTAS.format(method="dare_ties", first="", second="") + "parameters: {rescale: L1}\n", "`rescale`: expected one of density, norm, none, found L1"),
-        (DELTAS.format(method="karcher", first="", second="") + "parameters: {max_iter: 1.5}\n", "`max_iter`: expected a whole number of at least 1, found 1.5"),
-        (DELTAS.format(method="karcher", first=", scaling: 2", second=""), "`karcher` gives its sources no weights: no `scaling`"),
-        (DELTAS.format(method="nearswap", first="", second=""), "`nearswap` takes exactly one source, and the plan has 2"),
-        (MODELS.format(method="ties", first="", second=""), "`target` is missing: `ties` changes a model, the target"),
-        (MODELS.format(method="linear", first=", scaling: {ratio: 1}", second=""), "norms scale deltas; a model has a factor"),
-        (MODELS.format(method="linear", first=", masks: [{layers: 0, scale: 0}]", second=""), "only deltas have masks of their own"),
-        (MODELS.format(method="linear", first="", second="") + "masks: [{layers: 0, top: 0.5}]\n", "only deltas have elements that are chosen (top: 0.5)"),
-        (MODELS.format(method="linear", first="", second="").replace("model: ./g", "source_base: ./b, source_ft: ./g"), "merges models or deltas: give all sources a `model`, or none"),
-        (MODELS.format(method="linear", first=", source_ft: ./g", second=""), "`source_ft` cannot stand beside `model`"),
-        (DELTAS.format(method="multislerp", first=", scaling: 1", second=", scaling: -1"), "`multislerp` cannot merge model.embed_tokens.weight: its weights have the sum 0"),
-    ],
-)  # fmt: skip
+REFUSED = {
+    "method": (written("tiess"), "p.yaml:3:9: there is no method `tiess`; did you mean `ties`?"),
+    "unknown": (
+        written("ties", after="parameters: {densty: 1}"),
+        "p.yaml:7:22: `ties` has no parameter `densty`; did you mean `density`?",
+    ),
+    "of all": (
+        written("ties", one="parameters: {lambda: 1}"),
+        "`lambda` is the same for all sources: write it under the plan's `parameters`",
+    ),
+    "bounds": (
+        written("ties", one="parameters: {density: [0, 1.5]}"),
+        "`density`: expected a number from 0 to 1, found 1.5",
+    ),
+    "flag": (
+        written("ties", after="parameters: {normalize: 1}"),
+        "`normalize`: expected true or false, found 1",
+    ),
+    "choice": (
+        written("dare_ties", after="parameters: {rescale: L1}"),
+        "`rescale`: expected one of density, norm, none, found L1",
+    ),
+    "integer": (
+        written("karcher", after="parameters: {max_iter: 1.5}"),
+        "`max_iter`: expected a whole number of at least 1, found 1.5",
+    ),
+    "weights": (
+        written("karcher", one="scaling: 2"),
+        "`karcher` gives its sources no weights: no `scaling`",
+    ),
+    "count": (written("nearswap"), "`nearswap` takes exactly one source, and the plan has 2"),
+    "target": (
+        written("ties", MODELS),
+        "`target` is missing: `ties` changes a model, the target",
+    ),
+    "norms": (
+        written("linear", MODELS, one="scaling: {ratio: 1}"),
+        "norms scale deltas; a model has a factor",
+    ),
+    "own masks": (
+        written("linear", MODELS, one="masks: [{layers: 0, scale: 0}]"),
+        "only deltas have masks of their own",
+    ),
+    "elements": (
+        written("linear", MODELS, after="masks: [{layers: 0, top: 0.5}]"),
+        "only deltas have elements that are chosen (top: 0.5)",
+    ),
+    "mixed": (
+        written("linear", MODELS).replace("model: ./g", "source_base: ./b, source_ft: ./g"),
+        "merges models or deltas: give all sources a `model`, or none",
+    ),
+    "both": (
+        written("linear", MODELS, one="source_ft: ./g"),
+        "`source_ft` cannot stand beside `model`",
+    ),
+    "no direction": (
+        written("multislerp", one="scaling: 1", two="scaling: -1"),
+        "`multislerp` cannot merge model.embed_tokens.weight: its weights have the sum 0",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_is_refused(text: str, message: str, tmp_path, models) -> None:
     with pytest.raises(PlanError) as raised:
         prepare(parse_plan(text, tmp_path / "p.yaml"), output=tmp_path / "out")

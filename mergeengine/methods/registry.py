@@ -117,7 +117,8 @@ class Method:
 
     ``weighted``: the sources' ``scaling`` is their weight; otherwise it may not be given.
     ``alike``: the order of the sources does not matter. ``sources``: how few and how many it takes.
-    ``own`` and ``parameters`` are the types of a source's parameters and of the method's.
+    ``own`` and ``parameters`` are the types of a source's parameters and of the method's, and
+    ``options`` what plans may write of both, the sources' own first.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Method:
     weighted: bool
     alike: bool
     sources: tuple[int, int | None]
+    options: tuple[Option, ...]
 
     @property
     def title(self) -> str:
@@ -140,11 +142,6 @@ class Method:
         """What follows it."""
         lines = (self.merge.__doc__ or "").strip().splitlines()
         return "\n".join(line.strip() for line in lines).partition("\n\n")[2].strip()
-
-    @property
-    def options(self) -> tuple[Option, ...]:
-        """Every parameter, the sources' own first."""
-        return (*_options(self.own, True), *_options(self.parameters, False))
 
     @property
     def sources_text(self) -> str:
@@ -219,8 +216,9 @@ def method(
             raise ValueError(
                 f"two methods are named {name}: in {known.merge.__module__} and {merge.__module__}"
             )
+        options = (*_options(of_source, True), *_options(parameters, False))
         _methods[name] = Method(
-            name, merge, paper, space, of_source, parameters, weighted, alike, sources
+            name, merge, paper, space, of_source, parameters, weighted, alike, sources, options
         )
         return merge
 

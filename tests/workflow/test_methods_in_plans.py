@@ -134,7 +134,7 @@ def test_every_method_runs_from_a_plan(name: str, tmp_path, models) -> None:
         plan = parse_plan(text, tmp_path / "p.yaml")
         for workers in (1, 2):
             output = tmp_path / f"out{number}{workers}"
-            run(plan, settings=Settings(workers=workers), output=output)
+            run(plan, workers=workers, output=output)
         outputs = [tmp_path / f"out{number}{w}" / "model.safetensors" for w in (1, 2)]
         assert outputs[0].read_bytes() == outputs[1].read_bytes()
         opened, _ = resolve(plan, Settings())

@@ -380,6 +380,9 @@ def whole_workspace(step: Step) -> int:
 
     Of several matrices together: the vectors kept of each, and then the decomposition of those.
     """
+    if step.node.op == "row_rank":  # sorted, with places twice; a few rows at a time
+        sorted_at_once = max(step.node.shape[-1], 2 * PATCH)
+        return step.operand.numel * step.compute.itemsize + 48 * sorted_at_once
     rows, columns = step.node.shape
     rank = min(rows, columns)
     factors = 2 * (rows * columns + rank * (rows + columns)) + 3 * rank * rank

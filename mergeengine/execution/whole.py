@@ -3,11 +3,14 @@
 import torch
 from torch import Tensor
 
+from mergeengine.compiler.schedule import PATCH
 from mergeengine.lazy.nodes import Node
 
 
 def run_whole(node: Node, operand: Tensor) -> Tensor:
-    """The value of a whole node. ``operand`` is a matrix and may be overwritten."""
+    """The value of a whole node. ``operand`` may be overwritten."""
+    if node.op == "row_rank":
+        return _row_rank(operand)
     if node.op == "joint_low_rank":
         return _joint_low_rank(operand.view(-1, *node.shape))
     left, values, right = torch.linalg.svd(operand, full_matrices=False)
@@ -16,6 +19,16 @@ def run_whole(node: Node, operand: Tensor) -> Tensor:
     rank: int = node.attributes[0]
     left = left[:, :rank].mul_(values[:rank])
     return torch.matmul(left, right[:rank], out=operand)
+
+
+def _row_rank(operand: Tensor) -> Tensor:
+    """Places of the magnitudes in each row, a few rows at a time."""
+    width = operand.shape[-1]
+    places = torch.arange(width, device=operand.device).to(operand.dtype)
+    for rows in torch.split(operand.view(-1, width), max(1, PATCH // width)):
+        order = rows.abs().sort(dim=-1, stable=True).indices
+        rows.scatter_(-1, order, places.expand(rows.shape))
+    return operand
 
 
 def _joint_low_rank(matrices: Tensor) -> Tensor:

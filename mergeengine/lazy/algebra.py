@@ -611,6 +611,14 @@ def joint_low_rank(nodes: Sequence[Node]) -> Node:
     return _whole("joint_low_rank", concat(nodes), shape, len(nodes))
 
 
+def row_rank(node: Node) -> Node:
+    """The place of each magnitude in its row, the last dimension, from 0 on; of equal ones the
+    first has the lower place."""
+    if not node.shape:
+        raise ValueError("a scalar has no rows")
+    return _whole("row_rank", node, node.shape)
+
+
 def _whole(op: str, node: Node, shape: Shape, *attributes: object) -> Node:
     zero = is_constant(node, 0.0) or not node.numel
     return constant(0.0, shape) if zero else intern(op, (node,), shape, *attributes)

@@ -34,7 +34,7 @@ GENERATED: dict[str, DType] = {  # and the dtype in which their values are exact
     "upto": UINT8,  # inputs: (place,): 1 at the flat positions up to it
 }
 
-WHOLE = ("low_rank", "isotropic", "joint_low_rank")
+WHOLE = ("low_rank", "isotropic", "joint_low_rank", "row_rank")
 
 KINDS: dict[str, Kind] = {
     "stored": "stored",  # attributes: (Stored,)
@@ -70,6 +70,7 @@ KINDS: dict[str, Kind] = {
     # attributes: (count,): of so many matrices one above the other, their leading singular vectors
     # made orthogonal to each other; see `methods.tsv`
     "joint_low_rank": "whole",
+    "row_rank": "whole",  # places of |x| in its row (the last dimension), from 0, the smallest
 }
 
 

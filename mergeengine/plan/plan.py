@@ -37,8 +37,8 @@ class Source:
     """One delta, ``source_ft - source_base``, and how it is applied.
 
     `renames` and `layer_map` say which of its tensors are which of the target's. ``whole``: the
-    plan names a model; then `source_ft` is that and `source_base` the target. `parameters` are those
-    of the plan's method for this source.
+    plan names a model; then `source_ft` is that and `source_base` the target. `parameters` are the
+    method's, for this source.
     """
 
     name: str

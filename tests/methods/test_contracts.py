@@ -340,3 +340,24 @@ def test_shares_are_of_the_number_as_written() -> None:
 
     assert [share_of(n / 100, 100) for n in range(101)] == list(range(101))
     assert Fraction(repr(0.29)) * 100 == 29
+
+
+@pytest.mark.parametrize("rescale", ["density", "norm", "none"])
+def test_larger_elements_are_kept_more_often(rescale: str, store: Store) -> None:
+    method = methods()["della_linear"]
+    case = Case(method, store, (400, 101), torch.float64, density=0.5, epsilon=0.3, rescale=rescale)
+    terms = terms_of(method, case.deltas[:1], case.shifts[:1], [1.0], case.own)
+    parameters = made(method.parameters, {**case.parameters, "lambda": 1.0})
+    found, delta = values_of(method.merge(case.target, terms, parameters)), case.plain[0]
+    order = delta.abs().argsort(dim=-1)
+    kept = (found != 0).gather(-1, order).double().mean(0)  # by rank
+    expected = torch.linspace(0.2, 0.8, 101, dtype=torch.float64)
+    assert (kept - expected).abs().max() < 5 * (0.25 / 400) ** 0.5
+    ranks = order.argsort(dim=-1)
+    factor = {
+        "none": torch.ones(()),
+        "density": 1 / expected[ranks],
+        "norm": delta.abs().sum() / delta[found != 0].abs().sum(),
+    }[rescale]
+    there = found != 0
+    assert torch.allclose(found[there], (delta * factor)[there], rtol=1e-9)

@@ -246,7 +246,6 @@ def _bound(
     if not tensor.dtype.is_float:
         return _taken(plan, tensor, facts, "not float")
     found: list[Delta] = []
-    fts: list[Checkpoint] = []
     gap: Kind | None = None
     unmapped = False
     for source, base, ft in pairs:
@@ -280,7 +279,6 @@ def _bound(
             given = source.parameters, plan.parameters
             own = settings_at(method, facts, *given, per_source=True) if method.options else ()
             found.append(Delta(source, both[0], both[1], *decisions, limit, actions, measure, own))
-            fts.append(ft.other)
         elif problem is not None and not frozen:
             kind, sentence, line, way_out = problem
             keep = plan.on_missing if kind == "missing" else plan.on_mismatch
@@ -289,11 +287,12 @@ def _bound(
                 errors.add(sentence, line, way_out)
             else:
                 notes.add(f"{sentence}; they get no delta from it", line, way_out)
-    too_few = len(found) < method.sources[0]
-    if (gap is not None or unmapped) and (too_few or merges_models(plan, method)):
+    if (gap is not None or unmapped) and (
+        len(found) < method.sources[0] or merges_models(plan, method)
+    ):
         return _taken(plan, tensor, facts, gap or "unmapped")
     if method.name != DEFAULT_METHOD:
-        return _by_method(plan, method, tensor, facts, found, fts, files, aligned)
+        return _by_method(plan, method, tensor, facts, found, pairs, files, aligned)
     receiver = LazyTensor(node_of(tensor))
     plain = [LazyTensor(difference(delta.ft, delta.base)) for delta in found]
     weights = [delta.weight(receiver, value) for delta, value in zip(found, plain, strict=True)]
@@ -310,19 +309,20 @@ def _by_method(
     tensor: Weight,
     facts: TensorFacts,
     found: list[Delta],
-    fts: list[Checkpoint],
+    pairs: list[Pair],
     files: Files,
     aligned: Aligned,
 ) -> BoundTensor:
     """What another method than transfer makes of the sources: masks of a source change its delta,
     ``scaling`` is its weight, and the plan's masks scale what comes of all.
 
-    A model that lacks a token has the target's row; ``fts`` are the models of ``found``.
+    A model that lacks a token has the target's row.
     """
     receiver = LazyTensor(node_of(tensor))
     models = merges_models(plan, method)
     if models:
-        wholes = [aligned.whole(ft, delta.ft) for ft, delta in zip(fts, found, strict=True)]
+        fts = {source.name: ft.other for source, _, ft in pairs}
+        wholes = [aligned.whole(fts[delta.source.name], delta.ft) for delta in found]
         plain = [LazyTensor(node_of(whole)) for whole in wholes]
     else:
         plain = [LazyTensor(difference(delta.ft, delta.base)) for delta in found]

@@ -19,10 +19,10 @@ from mergeengine.execution.precision import Loss, Precision, error_of
 from mergeengine.lazy.dtypes import BY_NAME
 from mergeengine.lazy.partition import CHUNK, SAMPLE
 from mergeengine.lazy.tensor import LazyTensor, concat
-from tests.execution.conftest import Store
 from tests.execution.schedules import Kept
 from tests.execution.test_fused import leaf, random_bits
 
+Store = Callable[[torch.Tensor], LazyTensor]
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 Expression = Callable[[LazyTensor, LazyTensor, LazyTensor], LazyTensor]
 SUMS: dict[str, Expression] = {

@@ -1,5 +1,6 @@
 """Methods in plans: what a user writes, what is refused, and that the numbers are the method's."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -259,3 +260,40 @@ def test_the_documentation_lists_what_there_is(capsys: pytest.CaptureFixture[str
     table = capsys.readouterr().out
     written = (Path(__file__).parents[2] / "METHODS.md").read_text(encoding="utf-8")
     assert written.endswith(table), "mergeengine methods --format markdown makes the table"
+
+
+def test_deltas_of_adapters(tmp_path, models) -> None:
+    """What an adapter adds is its delta, exactly, whatever the method."""
+    module, folder = "model.layers.1.mlp.up_proj", tmp_path / "lora"
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    right, left = torch.randn(2, 4), torch.randn(6, 2)
+    factors = {"lora_A": right, "lora_B": left}
+    save_file(
+        {f"base_model.model.{module}.{each}.weight": value for each, value in factors.items()},
+        folder / "adapter_model.safetensors",
+    )
+    text = DELTAS.format(method="ties", first="", second="").replace("./g", "{adapter: ./lora}")
+    found = merged(text.replace("./f", "./b"), tmp_path)
+    for name in SHAPES:
+        added = 2 * left @ right if name == f"{module}.weight" else torch.zeros(SHAPES[name])
+        assert torch.allclose(found[name], models["t"][name] + added, atol=1e-5)
+
+
+def test_models_of_different_vocabularies(tmp_path) -> None:
+    """A model has no say about the rows of tokens that it lacks."""
+    tokens = {"f": ["a", "b", "c"], "g": ["c", "a", "d", "e"]}
+    rows = {}
+    for number, (name, known) in enumerate(tokens.items()):
+        rows[name] = torch.randn(len(known), 4, generator=torch.Generator().manual_seed(number))
+        (tmp_path / name).mkdir()
+        save_file({"model.embed_tokens.weight": rows[name]}, tmp_path / name / "model.safetensors")
+        vocabulary = {token: row for row, token in enumerate(known)}
+        text = json.dumps({"model": {"vocab": vocabulary}})
+        (tmp_path / name / "tokenizer.json").write_text(text)
+    text = MODELS.format(method="linear", first="", second="") + "output: {tokenizer: ./g}\n"
+    found = merged(text, tmp_path)["model.embed_tokens.weight"]
+    f, g = rows["f"], rows["g"]
+    expected = [(f[2] + g[0]) / 2, (f[0] + g[1]) / 2, g[2], g[3]]
+    assert torch.allclose(found[:4], torch.stack(expected), atol=1e-6)

@@ -129,11 +129,12 @@ class Chain:
     def fused(self) -> Iterator[Step]:
         """The merges that are never written, since merges alone use them, and not with adapters."""
         adapted = {
-            source.source_ft.adapts.text
+            each.adapts.text
             for step in self.steps
             if isinstance(step.work, Merge)
-            for source in step.work.plan.sources
-            if source.source_ft.adapts is not None
+            for reference in step.work.plan.merged
+            for each in reference.each()
+            if each.adapts is not None
         }
         for step in self.steps:
             users = self.users(step.id)

@@ -104,7 +104,15 @@ def _references(root: Node) -> list[KeyPath]:
 
 
 def _parts(root: Node, path: KeyPath) -> list[KeyPath]:
-    """Where a model is named; of an adapter also where its base is."""
+    """Where a model is named; of an adapter also where its base is, of a stack its parts."""
+    stack = root.at(path).get("stack")
+    if stack is not None and isinstance(stack.value, list):
+        slabs = [
+            (*path, "stack", index, "model")
+            for index, slab in enumerate(stack.value)
+            if slab.get("model") is not None
+        ]
+        return [each for slab in slabs for each in _parts(root, slab)]
     keys = (key for key in _ADAPTER if root.at(path).get(key) is not None)
     return [(*path, key) for key in keys] or [path]
 
@@ -115,6 +123,9 @@ def placed(plan: Plan, outputs: Mapping[str, ModelReference]) -> Plan:
     def there(reference: ModelReference) -> ModelReference:
         if reference.adapts is not None:
             return replace(reference, adapts=there(reference.adapts))
+        if reference.stack:
+            slabs = (replace(slab, model=there(slab.model)) for slab in reference.stack)
+            return ModelReference.of_stack(slabs, reference.position)
         step = outputs.get(reference.text) if reference.repo is not None else None
         return reference if step is None else replace(step, position=reference.position)
 

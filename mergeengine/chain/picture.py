@@ -63,12 +63,7 @@ def _models(chain: Chain, step: str) -> tuple[str, ...]:
     if not isinstance(work, Merge):
         return chain[step].models
     names = {reference.text: name for name, reference in chain.models.items()}
-    plan = work.plan
-    taken = [plan.target.text]
-    for source in plan.sources:
-        taken += [source.source_base.text, source.source_ft.text]
-        if source.source_ft.adapts is not None:
-            taken.append(source.source_ft.adapts.text)
+    taken = [each.text for reference in work.plan.merged for each in reference.each()]
     outside = (text for text in taken if text not in chain[step].uses)
     return tuple(dict.fromkeys(names.get(text, text) for text in outside))
 

@@ -45,7 +45,7 @@ class Checkpoint:
     fetched. `revision` is the commit of a hub model. `notes` and `warnings` are sentences about how
     its files were read. An adapter alone has `adapter`, its adapter_config.json. Put onto its base
     it has the tensors and config of the model that comes out, and `parts`: the adapter and the
-    base, which have the files.
+    base, which have the files. So has a stack of layers: `parts` are the models they are of.
     """
 
     reference: ModelReference
@@ -63,6 +63,18 @@ class Checkpoint:
 
     def __str__(self) -> str:
         return self.reference.text
+
+    @property
+    def beside(self) -> "Checkpoint":
+        """The model that has the files beside these weights: of an adapter its base."""
+        return self.parts[1].beside if self.reference.adapts is not None else self
+
+    @property
+    def places(self) -> tuple["Checkpoint", ...]:
+        """What has files of its own: the model, or its parts and theirs, each once."""
+        if not self.parts:
+            return (self,)
+        return tuple(dict.fromkeys(each for part in self.parts for each in part.places))
 
     def companions(self) -> tuple[str, ...]:
         """The names of all files beside the weights: config, tokenizer, code, licence..."""

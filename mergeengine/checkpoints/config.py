@@ -12,12 +12,12 @@ from mergeengine.lazy.weight import Weight
 Config = Mapping[str, Any]
 
 # The same quantity under its several spellings; compared key by key, each under its own name.
-_LAYERS = {
+LAYER_COUNTS = {
     "num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_decoder_layers",
     "encoder_layers", "decoder_layers",
 }  # fmt: skip
 _HIDDEN = {"hidden_size", "n_embd", "d_model", "dim", "embedding_size", "word_embed_proj_dim"}
-_MUST_AGREE = _LAYERS | _HIDDEN | {
+_MUST_AGREE = LAYER_COUNTS | _HIDDEN | {
     "model_type",
     "num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads", "num_kv_heads",
     "encoder_attention_heads", "decoder_attention_heads", "head_dim", "d_kv",
@@ -34,7 +34,7 @@ _WORTH_A_NOTE = {
     "rope_local_base_freq", "partial_rotary_factor", "rotary_pct", "rotary_dim", "rotary_emb_base",
     "num_experts_per_tok",
 }  # fmt: skip
-_TEXT = "text_config"
+TEXT = "text_config"
 _NESTED_LEVELS = 4  # text_config, vision_config and the like inside each other
 _LAYER_NAMES = {"layers", "layer", "h", "block", "blocks"}
 _IN_LAYER = re.compile(r"(?P<stack>[^0-9.][^.]*(?:\.[^0-9.][^.]*)*)\.(?P<number>[0-9]{1,6})\.")
@@ -65,7 +65,7 @@ def compare_configs(
     errors: list[str] = []
     notes: list[str] = []
     must_agree = set(_MUST_AGREE)
-    must_agree -= _LAYERS if layers_differ else set()
+    must_agree -= LAYER_COUNTS if layers_differ else set()
     must_agree -= {"model_type"} if names_differ else set()
     flat_target = dict(_flat(target or {}))
     flat_others = [
@@ -90,7 +90,7 @@ def contradictions(config: Config | None, tensors: Mapping[str, Weight]) -> list
     """Where a config does not describe the tensors it lies beside, one sentence each."""
     if config is None:
         return []
-    text = config.get(_TEXT)
+    text = config.get(TEXT)
     text = text if isinstance(text, dict) else config
     return [*_embedding_contradictions(text, tensors), *_layer_contradiction(text, tensors)]
 
@@ -113,7 +113,7 @@ def _embedding_contradictions(config: Config, tensors: Mapping[str, Weight]) -> 
 
 
 def _layer_contradiction(config: Config, tensors: Mapping[str, Weight]) -> Iterator[str]:
-    counts = [(key, config[key]) for key in sorted(_LAYERS) if type(config.get(key)) is int]
+    counts = [(key, config[key]) for key in sorted(LAYER_COUNTS) if type(config.get(key)) is int]
     stacks: dict[str, set[int]] = {}
     for name in tensors:
         # The outermost numbered component: what is numbered inside a layer is not a layer.
@@ -139,11 +139,11 @@ def _layer_contradiction(config: Config, tensors: Mapping[str, Weight]) -> Itera
 def _beside(target: Config, config: Config, flat: dict[str, Any]) -> dict[str, Any]:
     """The keys of a config as the target has them: a language model's own config is the
     ``text_config`` of what wraps it."""
-    wrapped = [isinstance(each.get(_TEXT), dict) for each in (target, config)]
+    wrapped = [isinstance(each.get(TEXT), dict) for each in (target, config)]
     if wrapped == [True, False]:
-        return {f"{_TEXT}.{key}": value for key, value in flat.items()}
+        return {f"{TEXT}.{key}": value for key, value in flat.items()}
     if wrapped == [False, True]:
-        inner = f"{_TEXT}."
+        inner = f"{TEXT}."
         return {k.removeprefix(inner): v for k, v in flat.items() if k.startswith(inner)}
     return flat
 

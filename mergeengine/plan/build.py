@@ -8,6 +8,7 @@ from typing import cast
 
 from mergeengine.plan.document import Node
 from mergeengine.plan.document import Path as KeyPath
+from mergeengine.plan.forms import one_or_many
 from mergeengine.plan.mask_actions import actions_of, keep_of
 from mergeengine.plan.parameters import form, options, scaling
 from mergeengine.plan.plan import (
@@ -23,9 +24,9 @@ from mergeengine.plan.plan import (
 )
 from mergeengine.plan.renaming import rename_of
 from mergeengine.plan.schema import MaskKeys, PlanKeys, RenameKeys, SourceKeys
-from mergeengine.plan.selecting import Selections
+from mergeengine.plan.selecting import Selections, layers_of
 from mergeengine.values.masks import WHOLE, MaskEntry, Masks
-from mergeengine.values.references import ModelReference, local_path, parse_reference
+from mergeengine.values.references import ModelReference, Slab, local_path, parse_reference
 from mergeengine.values.renaming import Rename
 
 
@@ -58,7 +59,7 @@ class _Builder:
             version=keys.version,
             name=keys.name or file.stem,
             file=file,
-            target=self._reference(target),
+            target=self._model(target),
             sources=self._sources(keys, target),
             masks=self._masks(keys.masks, ("masks",)),
             output=self._output(keys),
@@ -81,8 +82,8 @@ class _Builder:
     def _sources(self, keys: PlanKeys, target: KeyPath) -> tuple[Source, ...]:
         shared: KeyPath = ("source_base",) if keys.base is None else ("base",)
         if keys.sources is None:
-            source_base = self._reference(shared)
-            source_ft = self._fine_tune(("source_ft",), source_base)
+            source_base = self._model(shared)
+            source_ft = self._model(("source_ft",), source_base)
             applied = scaling(keys.scaling, self.root, ("scaling",), self.selections)
             return (
                 Source(
@@ -108,11 +109,11 @@ class _Builder:
         ft: KeyPath = (*here, "source_ft")
         if keys.model is not None:
             own_base, ft = target, (*here, "model")
-        source_base = self._reference(own_base)
+        source_base = self._model(own_base)
         return Source(
             name=keys.name or f"source{index + 1}",
             source_base=source_base,
-            source_ft=self._fine_tune(ft, source_base),
+            source_ft=self._model(ft, source_base),
             scaling=scaling(keys.scaling, self.root, (*here, "scaling"), self.selections),
             masks=self._masks(keys.masks, (*here, "masks")),
             renames=(
@@ -131,15 +132,24 @@ class _Builder:
         assert isinstance(node.value, str)
         return parse_reference(node.value, self.folder, node.position)
 
-    def _fine_tune(self, path: KeyPath, source_base: ModelReference) -> ModelReference:
-        """A model, or an adapter of `source_base` where it names no other base."""
+    def _model(self, path: KeyPath, source_base: ModelReference | None = None) -> ModelReference:
+        """A model, an adapter of `source_base` where it names no other base, or a stack."""
         written = self.root.at(path)
+        stack = written.get("stack")
+        if stack is not None:
+            assert isinstance(stack.value, list)
+            slabs = (self._slab((*path, "stack", index)) for index in range(len(stack.value)))
+            return ModelReference.of_stack(slabs, written.position)
         if written.get("adapter") is None:
             return self._reference(path)
         adapter = self._reference((*path, "adapter"))
-        own = written.get("base")
-        adapts = source_base if own is None else self._reference((*path, "base"))
+        adapts = source_base if written.get("base") is None else self._reference((*path, "base"))
         return replace(adapter, adapts=adapts)
+
+    def _slab(self, path: KeyPath) -> Slab:
+        layers = self.root.at(path).get("layers")
+        spans = () if layers is None else tuple(map(layers_of, one_or_many(layers.plain)))
+        return Slab(self._model((*path, "model")), spans)
 
     def _masks(self, entries: list[MaskKeys], path: KeyPath) -> Masks:
         return Masks(

@@ -9,7 +9,7 @@ from pydantic import Field, PlainValidator, TypeAdapter, WithJsonSchema
 
 from mergeengine.plan.document import Node, Path
 from mergeengine.plan.forms import Keys, NotExpected, Number, checked
-from mergeengine.plan.selecting import SELECTING, Selections, SelectorKeys
+from mergeengine.plan.selecting import SELECTING, Selections, SelectorKeys, Span
 from mergeengine.values import parameters as values
 from mergeengine.values.choices import Choice
 from mergeengine.values.decisions import number_text
@@ -24,23 +24,25 @@ class OutsideKeys(Keys):
     after: Number | None = None
 
 
-class PointsKeys(Keys):
-    points: Annotated[list[Number], Field(min_length=1)]
-    curve: Curve = "linear"
+class OverDepthKeys(Keys):
+    over: Span | None = None
     outside: OutsideKeys = OutsideKeys()
 
 
-class CurveKeys(Keys):
+class PointsKeys(OverDepthKeys):
+    points: Annotated[list[Number], Field(min_length=1)]
+    curve: Curve = "linear"
+
+
+class CurveKeys(OverDepthKeys):
     start: Number = Field(alias="from")
     end: Number = Field(alias="to")
     curve: Curve = "linear"
-    outside: OutsideKeys = OutsideKeys()
 
 
-class ShallowDeepKeys(Keys):
+class ShallowDeepKeys(OverDepthKeys):
     shallow: Number
     deep: Number
-    outside: OutsideKeys = OutsideKeys()
 
 
 def spans_of(written: str) -> tuple[LayerRange, ...]:
@@ -145,7 +147,7 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 _WORDS = [
-    *("layers", "default", "points", "curve", "from", "to", "shallow", "deep", "outside"),
+    *("layers", "default", "points", "curve", "from", "to", "shallow", "deep", "over", "outside"),
     *("ratio", "at_most", "value"),
 ]
 _WRITTEN = {
@@ -317,14 +319,12 @@ def _simple_form(written: Any, root: Node, path: Path) -> values.Simple:
 
 
 def _schedule(
-    keys: PointsKeys | CurveKeys | ShallowDeepKeys,
-    points: tuple[float, ...],
-    curve: Curve,
-    words: str,
+    keys: OverDepthKeys, points: tuple[float, ...], curve: Curve, words: str
 ) -> values.Schedule:
     outside = _outside(keys.outside)
-    bent = "" if curve == "linear" else f", curve: {curve}"
-    return values.Schedule(points, curve, outside, f"{{{words}{bent}{outside.text}}}")
+    words += "" if curve == "linear" else f", curve: {curve}"
+    words += "" if keys.over is None else f", over: {keys.over}"
+    return values.Schedule(points, curve, outside, f"{{{words}{outside.text}}}", keys.over)
 
 
 def _outside(keys: OutsideKeys) -> values.Outside:

@@ -173,6 +173,12 @@ class Plan:
         return (self.target, *sources, *donors, *self.mask_files)
 
     @property
+    def merged(self) -> tuple[ModelReference, ...]:
+        """What is merged, as the plan names it, adapters and stacks too; each once."""
+        pairs = [each for own in self.sources for each in (own.source_base, own.source_ft)]
+        return tuple(dict.fromkeys((self.target, *pairs)))
+
+    @property
     def mask_files(self) -> tuple[ModelReference, ...]:
         """The files that masks are read from, each once."""
         lists = (self.masks, *(source.masks for source in self.sources))

@@ -39,7 +39,7 @@ from mergeengine.plan.plan import (
     Quantization,
     Vocabulary,
 )
-from mergeengine.plan.selecting import SelectorKeys
+from mergeengine.plan.selecting import LAYERS, Layers, SelectorKeys
 from mergeengine.units import parse_size
 from mergeengine.values.actions import RowRange, Token
 from mergeengine.values.nearest import did_you_mean, nearest
@@ -142,23 +142,11 @@ def _files_of(text: str) -> str:
     return text
 
 
-def _whole_model(value: Any) -> Any:
-    if isinstance(value, dict) and "adapter" in value:
-        raise ValueError(
-            "an adapter can be a source_ft only; merge it into its base by a plan of its own "
-            "(`base` and `target` are that model), and name what comes out"
-        )
-    return value
-
-
 _SIZE = r"^\s*[0-9]+(\.[0-9]+)?\s*(([KMGTPkmgtp][Ii]?)?[Bb])?\s*$"
 _DTYPE = {"enum": list(OUTPUT_DTYPES)}
 
 Reference = Annotated[
-    str,
-    BeforeValidator(_whole_model),
-    checked(check_reference),
-    WithJsonSchema({"type": "string", "pattern": REFERENCE}),
+    str, checked(check_reference), WithJsonSchema({"type": "string", "pattern": REFERENCE})
 ]
 FilesOf = Annotated[
     str,
@@ -277,41 +265,84 @@ class AdapterKeys(Keys):
     base: Reference | None = None
 
 
+class SlabKeys(Keys):
+    model: PartOfStack
+    layers: Layers | None = None
+
+
+class StackKeys(Keys):
+    stack: Annotated[list[SlabKeys], Field(min_length=1)]
+
+
 def _fine_tune(value: Any) -> Any:
-    """A model, or an adapter and the model that it changes."""
+    """A model, an adapter and the model that it changes, or layers of models."""
+    if isinstance(value, dict) and "stack" in value:
+        return StackKeys.model_validate(value)
     if isinstance(value, dict):
         return AdapterKeys.model_validate(value)
     if not isinstance(value, str):
-        raise NotExpected("expected a model, or an adapter: {adapter: ..., base: ...}")
+        raise NotExpected("expected a model, {adapter: ..., base: ...} or {stack: [...]}")
     check_reference(value)
     return value
 
 
+def _model(value: Any) -> Any:
+    """The same where nothing else says what the base of an adapter is."""
+    found = _fine_tune(value)
+    if isinstance(found, AdapterKeys) and found.base is None:
+        raise ValueError("`base` is missing beside `adapter`: the model that the adapter changes")
+    return found
+
+
+def _part_of_stack(value: Any) -> Any:
+    if isinstance(value, dict) and "stack" in value:
+        raise ValueError("a stack has no stacks inside: write the layers of all in one list")
+    return _model(value)
+
+
 _MODEL = {"type": "string", "pattern": REFERENCE}
 _PART = {"anyOf": [_MODEL, {"type": "string", "pattern": r"\$[{$]"}]}  # also a variable
+_ADAPTER: dict[str, Any] = {
+    "type": "object",
+    "properties": {"adapter": _PART, "base": _PART},
+    "required": ["adapter", "base"],
+    "additionalProperties": False,
+}
+_SLAB = {
+    "type": "object",
+    "properties": {"model": {"anyOf": [*_PART["anyOf"], _ADAPTER]}, "layers": LAYERS},
+    "required": ["model"],
+    "additionalProperties": False,
+}
+_STACK = {
+    "type": "object",
+    "properties": {"stack": {"type": "array", "items": _SLAB, "minItems": 1}},
+    "required": ["stack"],
+    "additionalProperties": False,
+}
 FineTune = Annotated[
-    str | AdapterKeys,
+    str | AdapterKeys | StackKeys,
     PlainValidator(_fine_tune),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                _MODEL,
-                {
-                    "type": "object",
-                    "properties": {"adapter": _PART, "base": _PART},
-                    "required": ["adapter"],
-                    "additionalProperties": False,
-                },
-            ]
-        }
-    ),
+    WithJsonSchema({"anyOf": [_MODEL, {**_ADAPTER, "required": ["adapter"]}, _STACK]}),
 ]
+Model = Annotated[
+    str | AdapterKeys | StackKeys,
+    PlainValidator(_model),
+    WithJsonSchema({"anyOf": [_MODEL, _ADAPTER, _STACK]}),
+]
+PartOfStack = Annotated[
+    str | AdapterKeys,
+    PlainValidator(_part_of_stack),
+    WithJsonSchema({"anyOf": [_MODEL, _ADAPTER]}),
+]
+SlabKeys.model_rebuild()
+StackKeys.model_rebuild()
 
 
 class SourceKeys(Keys):
     name: Line | None = None
-    model: Reference | None = None
-    source_base: Reference | None = None
+    model: Model | None = None
+    source_base: Model | None = None
     source_ft: FineTune | None = None
     scaling: Scaled = 1.0
     parameters: dict[Line, Option] = Field({})
@@ -343,9 +374,9 @@ class PlanKeys(Keys):
     parameters: dict[Line, Option] = Field({})
     include: Any = None  # both are gone before these models see a plan: `include`, `variables`
     vars: Any = None
-    base: Reference | None = None
-    target: Reference | None = None
-    source_base: Reference | None = None
+    base: Model | None = None
+    target: Model | None = None
+    source_base: Model | None = None
     source_ft: FineTune | None = None
     scaling: Scaled = 1.0
     selections: dict[str, SelectorKeys] = Field({})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from mergeengine.plan.document import Node
 from mergeengine.plan.forms import (
@@ -30,10 +30,24 @@ def layers_of(value: Any) -> LayerRange:
     return LayerRange.parse(value)
 
 
+def _span_of(value: Any) -> LayerRange:
+    """As `layers_of`, but neither ``even`` nor ``odd``, between whose ends others lie."""
+    found = layers_of(value)
+    if found.step != 1:
+        raise NotExpected("expected layers such as 0-3, 28- or -4--1")
+    return found
+
+
 _Many = (BeforeValidator(one_or_many), Field(min_length=1))
-_LAYERS = {"anyOf": [{"type": "integer"}, {"type": "string", "pattern": r"^\s*[-0-9eo]"}]}
+_ONE = {"anyOf": [{"type": "integer"}, {"type": "string", "pattern": r"^\s*[-0-9eo]"}]}
+LAYERS = {"anyOf": [_ONE, {"type": "array", "items": _ONE, "minItems": 1}]}
 Layers = Annotated[
-    list[Annotated[LayerRange, PlainValidator(layers_of)]], *_Many, one_or_list(_LAYERS)
+    list[Annotated[LayerRange, PlainValidator(layers_of)]], *_Many, WithJsonSchema(LAYERS)
+]
+Span = Annotated[
+    LayerRange,
+    PlainValidator(_span_of),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "pattern": r"^\s*-?[0-9]"}]}),
 ]
 Lines = Annotated[list[Line], *_Many, one_or_list(LINE)]
 Regexes = Annotated[list[Annotated[Line, checked(compile_regex)]], *_Many, one_or_list(LINE)]

@@ -301,10 +301,18 @@ def _model_at(root: Node, path: Path, form: type[BaseModel]) -> type[BaseModel]:
             value = root.at(path[:place]).plain
             while place < len(path) and isinstance(path[place], int):
                 place += 1
-            model = _models_in(annotation)[0]
+            model = _fitting(_models_in(annotation), value)
             if model is Keys:  # a parameter, whose keys depend on what is written
                 model = form_of(value) or model
     return model
+
+
+def _fitting(models: list[type[BaseModel]], value: Any) -> type[BaseModel]:
+    """Of several models that may describe a mapping, the first that has one of its keys."""
+    keys = value if isinstance(value, dict) else {}
+    return next(
+        (each for each in models if not written_keys(each).keys().isdisjoint(keys)), models[0]
+    )
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

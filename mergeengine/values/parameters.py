@@ -80,7 +80,9 @@ class Schedule:
     """A function of depth through `points`, the first at depth 0, the last at depth 1.
 
     Between two points the value goes along `curve`. What stands before the layers has depth 0,
-    what follows them depth 1, unless `outside` says otherwise. `words` are those of the plan.
+    what follows them depth 1, unless `outside` says otherwise. With `over` depth is counted in
+    these layers alone: 0 at the first and before it, 1 at the last and after it; a single one has
+    depth 1. `words` are those of the plan.
 
     With two points on a line it is the schedule of LiNeS: Wang et al. 2024, "LiNeS:
     Post-training Layer Scaling Prevents Forgetting and Enhances Model Merging"
@@ -91,6 +93,7 @@ class Schedule:
     curve: Curve = "linear"
     outside: Outside = field(default_factory=Outside)
     words: str = ""
+    over: LayerRange | None = None
 
     def value(self, depth: float) -> float:
         way = depth * (len(self.points) - 1)
@@ -104,9 +107,17 @@ class Schedule:
         outside = self.outside.decision(tensor, key, position)
         if outside is not None:
             return outside
-        depth = tensor.depth
+        depth = self._depth(tensor)
         text = f"{key}: {self.text} at depth {depth:.3g}"
         return Decision(self.value(depth), position, text)
+
+    def _depth(self, tensor: TensorFacts) -> float:
+        if self.over is None or tensor.layer is None:
+            return tensor.depth
+        first, last = self.over.ends(tensor.layers)
+        if first >= last:
+            return float(tensor.layer >= last)
+        return min(1.0, max(0.0, (tensor.layer - first) / (last - first)))
 
     @property
     def text(self) -> str:

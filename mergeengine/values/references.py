@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mergeengine.values.excerpts import excerpt
 from mergeengine.values.positions import Position
+from mergeengine.values.selectors import LayerRange
 
 _LOCAL = re.compile(r"\.{1,2}(?:/.*)?|[/~].*")
 _WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
@@ -39,11 +40,26 @@ _LOCAL_RULE = "a local path begins with ./ ../ / or ~"
 
 
 @dataclass(frozen=True, slots=True)
+class Slab:
+    """Layers of a model that are a part of a stack, in this order; all of them where none are
+    named."""
+
+    model: ModelReference
+    layers: tuple[LayerRange, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """``./a 0-15``"""
+        return f"{self.model.text} {', '.join(map(str, self.layers))}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelReference:
     """One model as a plan names it: an absolute local `path`, `repo` on the hub, or a `url`.
 
     `text` is what the user wrote, fit to be shown: of a signed URL it has not the signature. Of an
-    adapter, `adapts` is the model that it changes.
+    adapter, `adapts` is the model that it changes. A `stack` is made of layers of other models, and
+    has no place of its own.
     """
 
     text: str
@@ -53,10 +69,27 @@ class ModelReference:
     url: str | None = field(default=None, repr=False)
     position: Position | None = field(default=None, compare=False)
     adapts: ModelReference | None = None
+    stack: tuple[Slab, ...] = ()
 
     def __post_init__(self) -> None:
-        if [self.path, self.repo, self.url].count(None) != 2:
-            raise ValueError("a model reference has either a path, a repository or a URL")
+        if [self.path, self.repo, self.url, self.stack or None].count(None) != 3:
+            raise ValueError("a model reference has either a path, a repository, a URL or a stack")
+
+    @classmethod
+    def of_stack(cls, slabs: Iterable[Slab], position: Position | None = None) -> ModelReference:
+        """The model of these layers, one over the other."""
+        stack = tuple(slabs)
+        text = f"stack of {' + '.join(slab.text for slab in stack)}"
+        return cls(text, position=position, stack=stack)
+
+    def each(self) -> Iterator[ModelReference]:
+        """This, of an adapter its base too; of a stack, which lies nowhere itself, its parts."""
+        if not self.stack:
+            yield self
+        if self.adapts is not None:
+            yield from self.adapts.each()
+        for slab in self.stack:
+            yield from slab.model.each()
 
     @property
     def alone(self) -> ModelReference:

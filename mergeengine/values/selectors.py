@@ -53,12 +53,15 @@ class LayerRange:
 
     def holds(self, layer: int, layers: int) -> bool:
         """Whether `layer`, one of `layers`, lies in the range."""
+        first, last = self.ends(layers)
+        return first <= layer <= last and (layer - first) % self.step == 0
+
+    def ends(self, layers: int) -> tuple[int, int]:
+        """The first and the last layer of a stack of `layers`; they need not be there."""
         first = self.first + layers if self.first < 0 else self.first
         if self.last is None:
-            last = layers - 1
-        else:
-            last = self.last + layers if self.last < 0 else self.last
-        return first <= layer <= last and (layer - first) % self.step == 0
+            return first, layers - 1
+        return first, self.last + layers if self.last < 0 else self.last
 
     def __str__(self) -> str:
         if self.step == 2:

@@ -27,7 +27,7 @@ def accompany(plan: Plan, models: Models, binding: Binding) -> CompanionSet:
     Small files of hub models are fetched for this.
     """
     gathered = gather_companions(
-        target=models.target,
+        target=models.target.beside,
         tokenizer=models.tokenizer,
         config=models.config,
         generation_config=models.generation_config,

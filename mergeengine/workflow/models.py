@@ -9,6 +9,7 @@ from mergeengine.checkpoints.adapter import adapted
 from mergeengine.checkpoints.checkpoint import Checkpoint, Kind, open_checkpoint
 from mergeengine.checkpoints.config import compare_configs, contradictions
 from mergeengine.checkpoints.quantised import quantised
+from mergeengine.checkpoints.stacked import stacked
 from mergeengine.errors import CheckpointError
 from mergeengine.output.lock import PlanLock
 from mergeengine.output.tokenizer_files import has_tokenizer
@@ -43,33 +44,45 @@ class Models:
 
         In the place of a merge that is part of this one stand the models that it is made of.
         """
-        read = [model for model in self.merged() if model not in self.planned]
-        parts = [part for model in read for part in model.parts or (model,)]
+        places = [place for model in self.merged() for place in model.places]
+        read = [place for place in places if place not in self.planned]
         behind = [model for each in self.planned for model in each.made_of]
-        return tuple(dict.fromkeys((*parts, *behind, *self.masks)))
+        return tuple(dict.fromkeys((*read, *behind, *self.masks)))
 
     def roles(self) -> Iterator[tuple[str, Checkpoint]]:
         """Every role with its model; donors of companions only where they are other models."""
-        yield "target", self.target
+        yield from self._places("target", self.target)
         whole = self.whole or (False,) * len(self.fts)
         for name, base, ft, alone in zip(
             self.source_names, self.bases, self.fts, whole, strict=True
         ):
             of = f" ({name})" if len(self.source_names) > 1 else ""
             if alone:
-                yield f"model{of}", ft
+                yield from self._places(f"model{of}", ft)
                 continue
-            yield f"source_base{of}", base
-            yield f"source_ft{of}", ft.parts[0] if ft.parts else ft
-            if ft.parts and ft.parts[1] not in self.merged():
-                yield f"base of source_ft{of}", ft.parts[1]
-        named = {*self.merged(), *(part for model in self.merged() for part in model.parts)}
+            yield from self._places(f"source_base{of}", base)
+            yield from self._places(f"source_ft{of}", ft)
+        named = {*self.merged(), *(place for model in self.merged() for place in model.places)}
         for role in _DONORS:
             model: Checkpoint = getattr(self, role)
             if model not in named:
                 yield role, model
         for mask in self.masks:
             yield "mask", mask
+
+    def _places(self, role: str, model: Checkpoint) -> Iterator[tuple[str, Checkpoint]]:
+        """A model where it lies, or its parts: the base of an adapter where it is no other's role,
+        and of a stack each model once."""
+        if not model.parts:
+            yield role, model
+        elif model.reference.adapts is not None:
+            adapter, base = model.parts
+            yield role, adapter
+            if base not in self.merged():
+                yield f"base of {role}", base
+        else:
+            for place in model.places:
+                yield f"layers of {role}", place
 
     def pins(self) -> PlanLock:
         """What each reference is now. Files beside the weights are no part of a local pin."""
@@ -116,17 +129,14 @@ def load_libraries(references: Iterable[ModelReference]) -> None:
 
 def references_of(plan: Plan) -> dict[ModelReference, Kind]:
     """Every model that a plan names, and which weights of it are wanted."""
-    merged = [plan.target, *plan.mask_files]
-    for source in plan.sources:
-        merged += [source.source_base, source.source_ft.adapts or source.source_ft]
     donors = [getattr(plan.output, role) for role in _DONORS]
     wanted: dict[ModelReference, Kind] = {
         reference: "none" for reference in donors if isinstance(reference, ModelReference)
     }
-    for source in plan.sources:
-        if source.source_ft.adapts:
-            wanted[source.source_ft.alone] = "adapter"
-    wanted.update((reference, "model") for reference in merged)
+    merged = [each for reference in plan.merged for each in reference.each()]
+    wanted.update((each.alone, "adapter") for each in merged if each.adapts is not None)
+    wanted.update((each, "model") for each in merged if each.adapts is None)
+    wanted.update((file, "model") for file in plan.mask_files)
     return wanted
 
 
@@ -140,9 +150,9 @@ def open_models(
     ready = {model.reference: model for model in given}
     wanted = references_of(plan)
     _check_told_apart(wanted)
-    adapters = dict.fromkeys(each.source_ft for each in plan.sources if each.source_ft.adapts)
-    for reference in adapters:
-        if wanted[reference.alone] != "adapter":
+    merged = plan.merged
+    for reference in (each for composite in merged for each in composite.each()):
+        if reference.adapts is not None and wanted[reference.alone] != "adapter":
             raise CheckpointError(
                 f"{reference.position}: {reference} is named as an adapter and as a whole model"
             )
@@ -163,24 +173,19 @@ def open_models(
     if failed:
         raise CheckpointError("\n".join(failed)) from next(iter(failed.values()))
     found = {reference: future.result() for reference, future in pending.items()}
-    for adapter in adapters:
-        assert adapter.adapts is not None
-        try:
-            found[adapter] = adapted(found[adapter.adapts], found[adapter.alone])
-        except CheckpointError as error:
-            raise CheckpointError(f"{adapter.position}: {error}") from error
+    for reference in merged:
+        _make(reference, found)
     target = found[plan.target]
     fts = tuple(found[source.source_ft] for source in plan.sources)
 
     def donor(chosen: str | ModelReference, *, tokenizer: bool = False) -> Checkpoint:
         if isinstance(chosen, ModelReference):
             return found[chosen]
-        if chosen == "target":
-            return target
-        if not fts[0].parts:
-            return fts[0]
-        adapter, base = fts[0].parts
-        return adapter if tokenizer and has_tokenizer(adapter) else base
+        model = target if chosen == "target" else fts[0]
+        if model.reference.adapts is None:
+            return model
+        adapter = model.parts[0]
+        return adapter if tokenizer and has_tokenizer(adapter) else model.beside
 
     return Models(
         target=target,
@@ -194,6 +199,22 @@ def open_models(
         planned=tuple(given),
         whole=tuple(source.whole for source in plan.sources),
     )
+
+
+def _make(reference: ModelReference, found: dict[ModelReference, Checkpoint]) -> Checkpoint:
+    """An adapter on its base, or a stack, of what was opened; what it is made of joins `found`."""
+    if reference in found:
+        return found[reference]
+    if reference.stack:
+        parts = [_make(slab.model, found) for slab in reference.stack]
+        found[reference] = stacked(reference, parts)
+        return found[reference]
+    assert reference.adapts is not None
+    try:
+        found[reference] = adapted(_make(reference.adapts, found), found[reference.alone])
+    except CheckpointError as error:
+        raise CheckpointError(f"{reference.position}: {error}") from error
+    return found[reference]
 
 
 def _check_told_apart(references: Iterable[ModelReference]) -> None:

@@ -17,6 +17,7 @@ from mergeengine.output.layout import Layout, lay_out
 from mergeengine.output.lock import PlanLock, lock_path, read_lock
 from mergeengine.plan.plan import Plan
 from mergeengine.values.digests import digest_of
+from mergeengine.values.references import ModelReference
 from mergeengine.workflow.accompany import CARD, accompany
 from mergeengine.workflow.existing import check_apart
 from mergeengine.workflow.models import Models, open_models
@@ -129,7 +130,17 @@ def _zero_deltas(plan: Plan, pins: PlanLock) -> list[str]:
         "the same model, as far as their digests tell: the delta is zero"
         for source in plan.sources
         if not source.whole
-        and pins.models[source.source_base.text] == pins.models[source.source_ft.text]
+        and _content(source.source_base, pins) == _content(source.source_ft, pins)
+    ]
+
+
+def _content(reference: ModelReference, pins: PlanLock) -> list[object]:
+    """What a model is: its digest, and of a stack those of its parts and which layers they are."""
+    if not reference.stack:
+        return [pins.models[reference.text]]
+    return [
+        (layer, _content(slab.model, pins), slab.layers)
+        for layer, slab in enumerate(reference.stack)
     ]
 
 

@@ -25,6 +25,7 @@ KEYS = between("| key | meaning | default |", "\n\n")
 SELECTORS = between("**Selectors** choose", "**Scaling**")
 SCALING = between("**Scaling** may", "To try several values")
 MASKS = between("### Masks of elements", "\n## ")
+STACKS = between("### Stacks of layers", "\n### ")
 RENAMING = between("### The same weights under other names", "**Selectors**")
 
 PASSAGES: dict[type[Keys], str] = {
@@ -35,12 +36,15 @@ PASSAGES: dict[type[Keys], str] = {
     schema.DtypeRuleKeys: SELECTORS
     + next(row for row in KEYS.splitlines() if row.startswith("| `output.dtype`")),
     schema.AdapterKeys: between("### Adapters", "\n### "),
+    schema.StackKeys: STACKS,
+    schema.SlabKeys: STACKS,
     schema.RenameKeys: RENAMING,
     schema.MaskKeys: SELECTORS + MASKS,
     selecting.SelectorKeys: SELECTORS,
     parameters.RuleKeys: SELECTORS + SCALING,
     parameters.ScalingRuleKeys: SELECTORS + SCALING,
     parameters.OutsideKeys: SCALING,
+    parameters.OverDepthKeys: SCALING,
     parameters.PointsKeys: SCALING,
     parameters.CurveKeys: SCALING,
     parameters.ShallowDeepKeys: SCALING,

@@ -66,7 +66,7 @@ def test_where_a_value_is_written_does_not_make_it_another_value() -> None:
 
 
 def test_a_reference_is_either_local_or_on_the_hub() -> None:
-    with pytest.raises(ValueError, match="either a path, a repository or a URL"):
+    with pytest.raises(ValueError, match="either a path, a repository, a URL or a stack"):
         ModelReference("x")
     assert not ModelReference("a/b", repo="a/b").is_local
 

@@ -258,7 +258,9 @@ def test_validate_knows_methods(tmp_path, capsys: pytest.CaptureFixture[str]) ->
 def test_the_documentation_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["methods", "--format", "markdown"]) == 0
     table = capsys.readouterr().out
-    written = (Path(__file__).parents[2] / "METHODS.md").read_text(encoding="utf-8")
+    written = (Path(__file__).parents[2] / "mergeengine" / "methods" / "README.md").read_text(
+        encoding="utf-8"
+    )
     assert written.endswith(table), "mergeengine methods --format markdown makes the table"
 
 

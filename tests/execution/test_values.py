@@ -249,6 +249,6 @@ def test_many_loads_are_loaded_in_strips(
     leaves.append(store(torch.randn(900, 1600)))
     value = EXPRESSIONS[name](leaves)
     (whole,) = computed(value)
-    monkeypatch.setattr(schedule_module, "LOADED", 1 << 16)
+    monkeypatch.setattr(schedule_module, "LOADED", 1 << 18)
     (in_strips,) = computed(value)
     assert torch.equal(whole.view(torch.int64), in_strips.view(torch.int64))

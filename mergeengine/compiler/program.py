@@ -55,13 +55,14 @@ class Result:
     """What becomes of an output: a register's value, as soon as instruction ``after`` is done
     (later ones may use the register for something else), or a number, which is there from the
     start (-1). ``copy``: the load whose bytes it is, as they are, where nothing is computed.
-    ``start``: the load that it is a sum upon, as a target with deltas is, where it is one.
+    ``start``: what it is a sum upon, as a target with deltas is, where it is one: a load, by
+    number, or a register that still holds it then.
     """
 
     value: Operand
     after: int = -1
     copy: int | None = None
-    start: int | None = None
+    start: int | Register | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,10 @@ def compile_expressions(*roots: Node) -> Program:
             need[node] = max(count + held for held, count in enumerate(needs))
         else:
             need[node] = 1
+    begun = [begun_upon(root) for root in roots]
+    for start in begun:
+        if start is not None and start.kind == "elementwise":
+            uses[start] += 1  # nothing else takes its register
 
     instructions: list[Load | Apply] = []
     places: dict[Node, Register] = {}
@@ -225,24 +230,23 @@ def compile_expressions(*roots: Node) -> Program:
     flat = all(
         isinstance(i, Apply) or (i.view.shape == shape and contiguous(i.view)) for i in instructions
     )
-    found = [results[root] for root in roots]
-    views = {load.view: number for number, load in enumerate(loaded(instructions))}
-    for number, root in enumerate(roots):
-        begun = begun_upon(root)
-        if begun is not None:
-            found[number] = replace(found[number], start=views[begun])
+    starts: dict[Node, int | Register] = dict(places)
+    starts.update((load.view, number) for number, load in enumerate(loaded(instructions)))
+    found = [
+        results[root] if start is None else replace(results[root], start=starts[start])
+        for root, start in zip(roots, begun, strict=True)
+    ]
     return Program(shape, tuple(instructions), tuple(found), count, flat)
 
 
 def begun_upon(root: Node) -> Node | None:
-    """The view that an expression without concatenations is a sum upon: the first operand of its
-    first addition. None where it is no sum, or one upon something else."""
+    """What an expression without concatenations is a sum upon: the first operand of its first
+    addition, a view or what is made of views, as a target in 8 bits is. None where it is no sum, or
+    one upon a number or something that is spread."""
     node = root
     while node.op == "add":
         node = node.inputs[0]
-    if node is root or node.kind == "elementwise" or is_scalar(node) or node.shape != root.shape:
-        return None
-    return node
+    return None if node is root or is_scalar(node) or node.shape != root.shape else node
 
 
 def contiguous(view: Node) -> bool:

@@ -1,4 +1,4 @@
-"""The pass that gives what the rounding of an output's sample is measured with."""
+"""Passes that give what an output is a sum upon: to measure its rounding, and to keep it."""
 
 from math import nan
 
@@ -20,3 +20,15 @@ def sample_step(tensor: TensorSchedule) -> Step:
         pieces.append(Piece(parts[0][0], compile_expressions(*roots, *starts)))
     write = tensor.write
     return Step("write", nodes[0], write.compute, write.compute, tuple(pieces), 2 * len(nodes))
+
+
+def starts_step(tensor: TensorSchedule, number: int) -> Step:
+    """A pass that gives what one of the output's results is a sum upon, in the result's dtype (NaN
+    where it is no sum)."""
+    root, write = tensor.destinations[number].output.node, tensor.write
+    starts = [
+        (box, begun_upon(piece) or algebra.constant(nan, piece.shape))
+        for box, piece in concatenated(root)
+    ]
+    pieces = [Piece(box, compile_expressions(start)) for box, start in starts]
+    return Step("write", root, write.compute, write.result, tuple(pieces))

@@ -148,7 +148,13 @@ def _result(result: ProgramResult, step: Step, sources: list[tuple[Stored, int]]
     if _is_copied(result, step, sources):
         return native.Result(native.RAW, size, -1, -1, result.copy, -1)
     assert isinstance(result.value, Register)
-    start = -1 if result.start is None else result.start
+    match result.start:
+        case None:
+            start = -1
+        case Register(index):
+            start = index
+        case load:
+            start = native.STORED + load
     dtype = native.DTYPES[step.result.name]
     return native.Result(dtype, size, result.value.index, result.after, -1, start)
 

@@ -10,12 +10,8 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from mergeengine.compiler.program import (
-    begun_upon,
-    concatenated,
-    holder,
-    prerequisites,
-)
+from mergeengine.compiler.program import holder, prerequisites
+from mergeengine.compiler.sample import starts_step
 from mergeengine.compiler.schedule import SCRATCH, Destination, Step, TensorSchedule
 from mergeengine.errors import MergeEngineError
 from mergeengine.execution.loop_program import sources_of
@@ -234,20 +230,12 @@ class Examiner:
         """The values that a result is a sum upon, in its dtype, as bits; NaN where it is no sum."""
         import torch
 
-        from mergeengine.execution.kernels import round_into, torch_dtype
+        from mergeengine.execution.arena import Arena
+        from mergeengine.execution.blocks import BlockRunner
 
-        step = tensor.write
-        dtype = torch_dtype(step.result)
-        kept = torch.full((stop - start,), torch.nan, dtype=dtype)
-        nodes = [node for _, node in concatenated(tensor.destinations[number].output.node)]
-        starts = {
-            id(piece.program): begun_upon(node)
-            for piece, node in zip(step.pieces, nodes, strict=True)
-        }
-        for region, inputs in self._regions(step, start, stop):
-            view = starts[id(region.program)]
-            if view is not None:
-                round_into(region.window(kept), inputs(view))
+        step = starts_step(tensor, number)
+        arena = Arena(HostMemory(step.arena_bytes(_STRIP)))
+        (kept,) = BlockRunner(arena, self._reader, self._outcomes).run(step, start, stop)
         return kept.view(torch.uint8).numpy().view(_EXPONENTS[step.result.name][0])
 
     def _regions(

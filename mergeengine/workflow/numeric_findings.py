@@ -26,8 +26,13 @@ biases and norms near 1 lose theirs often, and matter little."""
 _SHOWN = 5
 
 
-def precision_of(losses: Sequence[Loss]) -> dict[str, Any]:
-    """What a report says of the rounding of one output; errors are None where nothing was added."""
+def precision_of(losses: Sequence[Loss], merged: Iterable[str]) -> dict[str, Any]:
+    """What a report says of the rounding of one output; errors are None where nothing was added.
+
+    Of the ``merged`` tensors those without a loss, which are written as no sums (in 8 bits again),
+    are not measured.
+    """
+    measured = {loss.tensor for loss in losses}
     return {
         "sample": f"the first {SAMPLE} of every {CHUNK} elements",
         "chunks": {
@@ -37,6 +42,7 @@ def precision_of(losses: Sequence[Loss]) -> dict[str, Any]:
         "error": _overall(losses),
         "dtypes": {name: _overall(group) for name, group in _by_dtype(losses).items()},
         "tensors": {loss.tensor: error_of(loss.lost, loss.added) for loss in losses},
+        "not_measured": [name for name in merged if name not in measured],
     }
 
 

@@ -52,7 +52,7 @@ class Job:
     ``identity`` is the digest of all that decides the output's bytes. ``inputs`` are the models
     whose weights are read, ``files`` those of their files that really are. ``plan``, ``models`` and
     ``decisions`` go into the manifest as they are. ``on_nonfinite``: what to do about infinities
-    and NaN among computed values.
+    and NaN among computed values. ``merged`` are the tensors to which deltas are added.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Job:
     models: tuple[Model, ...]
     decisions: Mapping[str, Any]
     on_nonfinite: OnNonfinite = "error"
+    merged: tuple[str, ...] = ()
 
     def missing(self) -> list[tuple[Checkpoint, StoredFile]]:
         """Files of weights that are still to be fetched from the hub."""
@@ -359,7 +360,7 @@ def _merge(
 def _watched(job: Job, losses: "list[Loss]", found: "list[NotFinite]") -> _Watched:
     kept = job.on_nonfinite == "keep_target"
     warnings = not_finite_warnings(found, job.models, kept=kept) + precision_warnings(losses)
-    return tuple(warnings), precision_of(losses) if losses else None
+    return tuple(warnings), precision_of(losses, job.merged) if losses or job.merged else None
 
 
 def _seal(job: Job, workspace: Workspace, tensors: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeengine.errors import OutputError
+from mergeengine.lazy.weight import node_of
 from mergeengine.output.lock import lock_path, write_lock
 from mergeengine.output.manifest import Model
 from mergeengine.plan.load import load_plan
@@ -113,6 +114,11 @@ def job_of(prepared: Prepared) -> Job:
         ),
         decisions={"tensors": prepared.binding.counts(), "notes": list(prepared.notes)},
         on_nonfinite=plan.on_nonfinite,
+        merged=tuple(
+            tensor.output.name
+            for tensor in prepared.binding.tensors
+            if tensor.kind == "merged" and tensor.output.node is not node_of(tensor.origin)
+        ),
     )
 
 

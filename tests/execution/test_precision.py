@@ -16,10 +16,10 @@ from mergeengine.compiler.schedule import schedule
 from mergeengine.execution import native
 from mergeengine.execution.executor import execute
 from mergeengine.execution.precision import Loss, Precision, error_of
-from mergeengine.lazy.dtypes import BY_NAME
+from mergeengine.lazy.dtypes import BY_NAME, FLOAT16
 from mergeengine.lazy.partition import CHUNK, SAMPLE
 from mergeengine.lazy.tensor import LazyTensor, concat
-from tests.execution.schedules import Kept
+from tests.execution.schedules import Kept, blocks
 from tests.execution.test_fused import leaf, random_bits
 
 Store = Callable[[torch.Tensor], LazyTensor]
@@ -30,12 +30,17 @@ SUMS: dict[str, Expression] = {
     "scaled": lambda t, b, f: t + 0.3 * (f - b),
     "two": lambda t, b, f: t + 0.3 * (f - b) + 1.7 * (b - t),
     "masked": lambda t, b, f: t + (abs(f - b) > 0.5).where(f - b, -0.0),
+    "upon what is computed": lambda t, b, f: (t * 0.5 - b) + 0.3 * (f - b) + 0.1 * (t * 0.5 - b),
+    "upon what was rounded": lambda t, b, f: (t + 0.1 * b).round_to(FLOAT16) + 0.3 * (f - b),
 }
 LAYOUTS: dict[str, Expression] = {
     "permuted": lambda t, b, f: t.permute(1, 0) + 0.3 * (f.permute(1, 0) - b.permute(1, 0)),
     "rows of the target alone": lambda t, b, f: t + concat([(f - b)[:3], (f - b)[3:] * 0.0]),
     "rows of another": lambda t, b, f: concat([t + 0.7 * (f - b), f[:5]]),
     "bounded by norms": lambda t, b, f: t + (f - b) * (500.0 / (f - b).norm()),
+    "upon 8 bits and scales": lambda t, b, f: (
+        t * blocks(b, 4, 100).repeat([4, 100], t.shape) + 0.3 * (f - b)
+    ),
     "one column": lambda t, b, f: t + 0.3 * (f - b[:, :1]),
 }
 

@@ -255,7 +255,7 @@ def close(folder: Path, relative: float, dtype: torch.dtype = torch.bfloat16) ->
     base = target + 0.1 * torch.randn(3000, 800, generator=generator)
     ft = base + relative * torch.randn(3000, 800, generator=generator)
     for name, values in zip(ROLES, (target, base, ft), strict=True):
-        write(folder / name, w=values.to(dtype), i=torch.arange(5), n=torch.ones(20))
+        write(folder / name, w=values.to(dtype), n=torch.ones(20))
 
 
 def test_the_report_has_the_error_of_each_tensor_and_of_all(way: str, tmp_path: Path) -> None:
@@ -344,3 +344,60 @@ def test_outputs_of_a_sweep_have_figures_of_their_own(tmp_path: Path) -> None:
     ]
     assert swept == alone
     assert swept[0]["error"] > swept[1]["error"]
+
+
+# --- a target that is not stored as it is --------------------------------------------------------
+
+
+def eight_bits(folder: Path, name: str, bad: float | None = None) -> Tensor:
+    """Make a model's ``w`` one in 8 bits with scales of blocks (``bad``: one of them); what it
+    means, in float32."""
+    w = load_file(folder / name / "model.safetensors")["w"].float()
+    rows, columns = w.shape
+    scale = torch.full((-(-rows // 128), -(-columns // 128)), 0.02)
+    stored = (w / 0.02).to(torch.float8_e4m3fn)
+    if bad is not None:
+        scale[0, 1] = bad
+    spread = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[:rows, :columns]
+    write(folder / name, w=stored, w_scale_inv=scale, n=torch.ones(20))
+    quantisation = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    config = {"model_type": "toy", "torch_dtype": "bfloat16", "quantization_config": quantisation}
+    (folder / name / "config.json").write_text(json.dumps(config))
+    return stored.float() * spread
+
+
+def test_the_values_of_a_target_in_8_bits_are_kept(tmp_path: Path) -> None:
+    held = models(tmp_path, rows=1400)
+    target = eight_bits(tmp_path, "target")
+    ft = spoil(tmp_path, "ft", (0, 0), (1399, 700))
+    result = mergeengine.run(plan(tmp_path, on_nonfinite="keep_target"))
+    saved = load_file(result.output / "model.safetensors")["w"]
+    exact = target + (ft.float() - held["base"].float())
+    assert torch.equal(saved, torch.where(exact.isfinite(), exact, target).bfloat16())
+    (warning,) = [text for text in result.warnings if "infinite" in text]
+    assert "w: 2 computed values are infinite or NaN, the first at [0, 0]: source_ft" in warning
+
+
+def test_rounding_is_measured_upon_a_target_in_8_bits(tmp_path: Path) -> None:
+    close(tmp_path, 0.002)
+    target = eight_bits(tmp_path, "target").double()
+    result = mergeengine.run(plan(tmp_path, scaling=0.7))
+    base, ft = (load_file(tmp_path / name / "model.safetensors")["w"] for name in ("base", "ft"))
+    added = 0.7 * (ft.double() - base.double())
+    saved = load_file(result.output / "model.safetensors")["w"].double()
+    true = float((saved - target - added).norm() / added.norm())
+    assert result.report["precision"]["tensors"]["w"] == pytest.approx(true, rel=0.02)
+    assert any("rounding to bfloat16 changed the result by" in text for text in result.warnings)
+
+
+def test_what_is_not_measured_is_not_what_nothing_was_added_to(tmp_path: Path) -> None:
+    """Weights that are written in 8 bits again are no sums any more."""
+    close(tmp_path, 0.01)
+    eight_bits(tmp_path, "target")
+    output = {"path": "./out", "quantization": "keep"}
+    precision = mergeengine.run(plan(tmp_path, output=output)).report["precision"]
+    assert precision["not_measured"] == ["w"]
+    assert precision["tensors"] == {"n": None}
+    whole = mergeengine.run(plan(tmp_path), force=True).report["precision"]
+    assert whole["not_measured"] == []
+    assert whole["tensors"].keys() == {"n", "w"}

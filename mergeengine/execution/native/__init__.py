@@ -27,7 +27,8 @@ from pathlib import Path
 SWITCH = "MERGEENGINE_NATIVE"
 """Environment variable; 0 leaves everything to torch, with the same result."""
 
-VECTOR = 2048  # as in native.c
+INTERFACE = 2  # as in native.c
+VECTOR = 2048
 STORED = 1 << 20
 SHORT = 240
 DTYPES = {"bfloat16": 0, "float16": 1, "float32": 2, "float64": 3}
@@ -98,7 +99,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         self.path = path
         loaded = ctypes.CDLL(str(path))
-        if loaded.me_operations() <= max(OPERATIONS.values()):
+        if loaded.me_interface() != INTERFACE:
             raise OSError(f"{path}: built from an earlier version")
         self.level: int = loaded.me_level()
         self._run = loaded.me_merge

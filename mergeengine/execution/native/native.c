@@ -26,7 +26,7 @@
 
 enum { BF16, F16, F32, F64, RAW };
 enum { LOAD, ADD, SUB, MUL, DIV, GE, GT, EQ, NEG, ABSOLUTE, SQUARE_ROOT, WHERE,
-       TO_BF16, TO_F16, TO_F32, OPERATIONS };
+       TO_BF16, TO_F16, TO_F32 };
 
 typedef struct {
     /* Operands: a register, ~k for the number k, or STORED + k for source k as it is stored (bf16,
@@ -42,7 +42,7 @@ typedef struct {
     int32_t dtype, itemsize;
     int32_t reg, after; /* the register that holds it once instruction `after` is done */
     int32_t copy;       /* a source whose bytes are the result as they are, or -1 */
-    int32_t start;      /* the source that it is a sum upon, or -1 */
+    int32_t start;      /* what it is a sum upon: a register, STORED + k for source k, or -1 */
 } Result;
 
 typedef struct {
@@ -232,8 +232,8 @@ typedef int Vector(const Program *, char *, const char *const *, char *const *, 
                    double *);
 typedef void Hash(Digest *, const unsigned char *, long, int, unsigned char *);
 
-/* How many operations it knows: one that was built before lacks the newest. */
-int me_operations(void) { return OPERATIONS; }
+/* Raised with every change that whoever calls must know of: one that was built before is refused. */
+int me_interface(void) { return 2; }
 
 /* 0: plain C, 1: AVX2, 2: AVX-512. */
 int me_level(void) {
@@ -342,8 +342,8 @@ static void announce_chunk(const Program *p, const Place *inputs, int64_t start,
    of `piece`) of every result, chunk by chunk, where that is more than 240 bytes.
 
    `sums`, if any, take two sums of squares of each chunk's first SAMPLE elements of every result
-   that is a sum upon a source, chunk by chunk: of what rounding it changed, and of what was added
-   to that source. What is not finite counts as 0. */
+   that is a sum upon something, chunk by chunk: of what rounding it changed, and of what was added
+   to that. What is not finite counts as 0. */
 int me_merge(const Program *p, int level, const Place *inputs, const Place *outputs,
            char *const *buffers, char *const *targets, char *registers, int64_t elements,
            int64_t piece, int64_t chunk, unsigned char *digests, double *sums, Outcome *outcome) {

@@ -297,11 +297,14 @@ static int LEVEL(vector)(const Program *p, char *registers, const char *const *s
             case F32: strange |= LEVEL(store_f32)(value, (float *)out, n) << r; break;
             case F64: strange |= LEVEL(store_f64)(value, (double *)out, n) << r; break;
             }
-            if (sums && result->start >= 0) {
-                const Source *base = &p->sources[result->start];
+            if (sums && result->start >= STORED) {
+                const int k = result->start - STORED;
+                const Source *base = &p->sources[k];
                 LEVEL(measure)(REGISTER(result->reg), wide, out, result->dtype,
-                               sources[result->start] + first * base->itemsize, base->dtype, n,
-                               sums + 2 * r);
+                               sources[k] + first * base->itemsize, base->dtype, n, sums + 2 * r);
+            } else if (sums && result->start >= 0) {
+                LEVEL(measure)(REGISTER(result->reg), wide, out, result->dtype,
+                               REGISTER(result->start), wide ? F64 : F32, n, sums + 2 * r);
             }
         }
     }

@@ -8,7 +8,7 @@ neither memory to speak of nor, where everything is flat, torch.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mergeengine.compiler.program import holder, prerequisites
 from mergeengine.compiler.sample import starts_step
@@ -39,12 +39,19 @@ _EXPONENTS = {
 }
 
 
+class Input(NamedTuple):
+    """A tensor as it is stored: the reference of its checkpoint, and its name there."""
+
+    source: str
+    tensor: str
+
+
 @dataclass(frozen=True, slots=True)
 class NotFinite:
     """Elements of an output tensor that were computed and are infinities or NaN.
 
     ``first`` is the flat position of the first one. ``inputs`` are tensors that hold such values
-    in the same places; ``spread``: one or more hold them elsewhere, and a norm, a sum or a
+    in the same places (or of scales, for those places); ``spread``: one or more hold them elsewhere, and a norm, a sum or a
     matrix product brought them here. ``overflowed``: some of the elements come of finite
     inputs alone, and left the range of the dtype.
     """
@@ -54,8 +61,8 @@ class NotFinite:
     shape: tuple[int, ...]
     count: int
     first: int
-    inputs: frozenset[Stored]
-    spread: frozenset[Stored]
+    inputs: frozenset[Input]
+    spread: frozenset[Input]
     overflowed: bool
 
     def and_also(self, other: "NotFinite") -> "NotFinite":
@@ -154,7 +161,7 @@ class Examiner:
         for stored, where in self._loaded(tensor.write, start, start + len(bad)):
             where = where & bad
             if stored in below and where.any():
-                inputs.add(stored)
+                inputs.add(Input(stored.source, stored.name))
                 brought |= where
         unexplained = bool((bad & ~brought).any())
         spread = self._spread(to) if unexplained else frozenset()
@@ -169,7 +176,7 @@ class Examiner:
             overflowed=unexplained and not spread,
         )
 
-    def _spread(self, to: Destination) -> frozenset[Stored]:
+    def _spread(self, to: Destination) -> frozenset[Input]:
         """The inputs of matrix products, and of earlier passes that left something not finite,
         that hold such values anywhere."""
         spreading = [node for node in walk(to.output.node) if node.op == "product"]
@@ -182,7 +189,7 @@ class Examiner:
             if not all(bool(strip.isfinite().all()) for strip in strips):  # no copy of it whole
                 spreading.append(node)
         leaves = {leaf.stored for leaf in walk(*spreading) if leaf.op == "stored"}
-        return frozenset(stored for stored in leaves if self._has_bad(stored))
+        return frozenset(Input(each.source, each.name) for each in leaves if self._has_bad(each))
 
     def _has_bad(self, stored: Stored) -> bool:
         if stored not in self._bad_anywhere:

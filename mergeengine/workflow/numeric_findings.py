@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 from mergeengine.errors import CheckpointError
 from mergeengine.execution.precision import Loss, error_of
 from mergeengine.lazy.partition import CHUNK, SAMPLE
-from mergeengine.lazy.stored import Stored
 from mergeengine.output.manifest import Model
 
 if TYPE_CHECKING:
-    from mergeengine.execution.nonfinite import NotFinite
+    from mergeengine.execution.nonfinite import Input, NotFinite
 
 MOST_LOST = 0.25
 """The realised-delta error that is warned of. Rounding to bfloat16 is normal up to a fifth: 4.5 %
@@ -120,11 +119,11 @@ def _described(found: "NotFinite", models: Iterable[Model]) -> str:
     roles = _roles(models)
     causes = []
     if found.inputs:
-        causes.append(f"{_inputs(found.inputs, roles)} there")
+        causes.append(f"{_inputs(found.inputs, found.tensor, roles)} there")
     if found.spread:
         causes.append(
-            f"{_inputs(found.spread, roles)} elsewhere, which a norm, a sum or a matrix product "
-            "spreads"
+            f"{_inputs(found.spread, found.tensor, roles)} elsewhere, which a norm, a sum or a "
+            "matrix product spreads"
         )
     if found.overflowed:
         beside = " elsewhere" if causes else ""
@@ -132,12 +131,19 @@ def _described(found: "NotFinite", models: Iterable[Model]) -> str:
     return f"{found.tensor}: {what} infinite or NaN, {first}: {'; '.join(causes)}"
 
 
-def _inputs(inputs: Iterable[Stored], roles: Mapping[str, str]) -> str:
-    named = {f"{roles.get(each.source, 'an input')} ({each.source})" for each in inputs}
-    order = list(roles.values())
-    names = sorted(named, key=lambda name: (*[not name.startswith(f"{r} (") for r in order], name))
+def _inputs(inputs: "Iterable[Input]", tensor: str, roles: Mapping[str, str]) -> str:
+    """Who has such values, in the order of the roles: with the name of the tensor where that is
+    not the output's, as of scales."""
+    order = list(roles)
+    known = sorted(i for i in inputs if i.source in roles)
+    known.sort(key=lambda each: order.index(each.source))
+    names = [
+        ("" if each.tensor == tensor else f"{each.tensor} of ")
+        + f"{roles.get(each.source, 'an input')} ({each.source})"
+        for each in (*known, *sorted(i for i in inputs if i.source not in roles))
+    ]
     verb = "has" if len(names) == 1 else "have"
-    return f"{' and '.join(names)} {verb} such values"
+    return f"{_listed(names, ' and ')} {verb} such values"
 
 
 def _roles(models: Iterable[Model]) -> dict[str, str]:
@@ -157,6 +163,6 @@ def _overall(losses: Sequence[Loss]) -> float | None:
     return error_of(fsum(loss.lost for loss in losses), fsum(loss.added for loss in losses))
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str], between: str = ", ") -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"
+    return f"{between.join(names[:_SHOWN])}{more}"

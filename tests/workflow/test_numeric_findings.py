@@ -401,3 +401,23 @@ def test_what_is_not_measured_is_not_what_nothing_was_added_to(tmp_path: Path) -
     whole = mergeengine.run(plan(tmp_path), force=True).report["precision"]
     assert whole["not_measured"] == []
     assert whole["tensors"].keys() == {"n", "w"}
+
+
+@pytest.mark.parametrize("on_nonfinite", ["error", "keep_target"])
+def test_a_bad_scale_is_named(on_nonfinite: str, tmp_path: Path) -> None:
+    models(tmp_path, rows=300)
+    eight_bits(tmp_path, "target", bad=INF)
+    with pytest.raises(CheckpointError) as raised:
+        mergeengine.run(plan(tmp_path, on_nonfinite=on_nonfinite))
+    said = "the first at [0, 128]: w_scale_inv of target (./target) has such values there"
+    assert said in str(raised.value)
+
+
+def test_a_bad_scale_is_named_beside_a_bad_weight(tmp_path: Path) -> None:
+    models(tmp_path, rows=300)
+    spoil(tmp_path, "base", (3, 130))
+    eight_bits(tmp_path, "ft", bad=NAN)
+    with pytest.raises(CheckpointError) as raised:
+        mergeengine.run(plan(tmp_path))
+    said = "source_base (./base) and w_scale_inv of source_ft (./ft) have such values there"
+    assert said in str(raised.value)

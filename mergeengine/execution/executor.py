@@ -47,8 +47,9 @@ def execute(
     it, and to those that take the same tensor of another model with it.
 
     The CPU computes, or the accelerators of a ``pipeline`` that was opened for this schedule.
-    Returns for each model the tensors in which values that are not finite were computed; what is
-    done about them its guard decides (``guards``; without them nothing is).
+    Returns for each model the tensors in which there are values that are not finite; what is done
+    about them its guard decides (``guards``; without them nothing is), which may know of some from
+    an earlier run.
     ``progress`` is called with the bytes of each finished output block; ``precision`` hears what
     rounding lost. The first error of any
     worker is raised here after the others have finished their block; so is Interrupted, after
@@ -258,9 +259,11 @@ def _write_directly(worker: _Worker, task: Task, files: Sequence[FileSink], watc
         raise sink.failed(tensor, error) from error
     if fused.not_finite:
         return False
-    for (sink, tensor), found in zip(ways, digests, strict=True):
-        sink.record(tensor, task.first, found)
-    watch.done(task, start, stop, fused.sums if watch.precision else [])
+    sums = fused.sums if watch.precision else []
+    notes = watch.notes(task, start, sums, {})
+    for (sink, tensor), found, told in zip(ways, digests, notes, strict=True):
+        sink.record(tensor, task.first, found, told)
+    watch.done(task, start, stop, sums)
     return True
 
 
@@ -271,10 +274,11 @@ def _write_blocks(
     for first in range(task.first, task.last, block_chunks):
         start, stop = span(task, first, min(first + block_chunks, task.last))
         blocks, strange, sums = worker.block(task, start, stop)
-        if strange:
-            watch.examiner.look(task.state.tensor, start, blocks, strange)
-        for to, data in zip(task.state.tensor.destinations, blocks, strict=True):
-            sinks[to.model].write(to.tensor, first, data)
+        tensor = task.state.tensor
+        found = watch.examiner.look(tensor, start, blocks, strange) if strange else {}
+        notes = watch.notes(task, start, sums, found)
+        for to, data, told in zip(tensor.destinations, blocks, notes, strict=True):
+            sinks[to.model].write(to.tensor, first, data, told)
         watch.done(task, start, stop, sums)
 
 

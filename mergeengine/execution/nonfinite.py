@@ -20,6 +20,7 @@ from mergeengine.execution.reader import Reader
 from mergeengine.execution.work import Outcomes
 from mergeengine.lazy.dtypes import DType
 from mergeengine.lazy.nodes import Node, walk
+from mergeengine.lazy.partition import CHUNK
 from mergeengine.lazy.stored import Stored
 from mergeengine.plan.plan import OnNonfinite
 
@@ -51,9 +52,9 @@ class NotFinite:
     """Elements of an output tensor that were computed and are infinities or NaN.
 
     ``first`` is the flat position of the first one. ``inputs`` are tensors that hold such values
-    in the same places (or of scales, for those places); ``spread``: one or more hold them elsewhere, and a norm, a sum or a
-    matrix product brought them here. ``overflowed``: some of the elements come of finite
-    inputs alone, and left the range of the dtype.
+    in the same places (or of scales, for those places); ``spread``: one or more hold them
+    elsewhere, and a norm, a sum or a matrix product brought them here. ``overflowed``: some of the
+    elements come of finite inputs alone, and left the range of the dtype.
     """
 
     tensor: str
@@ -81,7 +82,7 @@ class NotFinite:
 
 @dataclass(slots=True)
 class Guard:
-    """What a model does about such values, and those that it has met, by the tensor's number.
+    """What a model does about such values, and those in it, by the tensor's number.
 
     ``refuse`` makes the error of a finding: with ``error`` of the first one, with ``keep_target``
     (the second argument is true) of elements that have no finite value to keep.
@@ -92,10 +93,14 @@ class Guard:
         default=lambda found, kept: MergeEngineError(str(found))
     )
     found: dict[int, NotFinite] = field(default_factory=dict)
+    _known: set[tuple[int, int]] = field(default_factory=set)
 
-    def add(self, tensor: int, finding: NotFinite) -> None:
-        known = self.found.get(tensor)
-        self.found[tensor] = finding if known is None else known.and_also(finding)
+    def add(self, tensor: int, chunk: int, finding: NotFinite) -> None:
+        """Take the finding of a chunk; one that is made again is counted once."""
+        if (tensor, chunk) not in self._known:
+            self._known.add((tensor, chunk))
+            known = self.found.get(tensor)
+            self.found[tensor] = finding if known is None else known.and_also(finding)
 
 
 class Examiner:
@@ -108,19 +113,38 @@ class Examiner:
         self._lock = Lock()  # one block at a time: its memory is in no projection
         self._bad_anywhere: dict[Stored, bool] = {}
 
+    @property
+    def guards(self) -> Sequence[Guard]:
+        return self._guards
+
     def look(
         self, tensor: TensorSchedule, start: int, results: Sequence[memoryview], strange: set[int]
-    ) -> None:
+    ) -> dict[int, dict[int, NotFinite]]:
         """Examine those of a block's ``results`` that are ``strange``; ``start`` is its first
-        element. With ``keep_target`` the target's values are put into them.
+        element. What is found, by result and chunk. With ``keep_target`` the target's values are
+        put into them.
 
         Raises what the guard of a model makes of it.
         """
+        size = CHUNK * tensor.write.result.itemsize
+        found: dict[int, dict[int, NotFinite]] = {}
         with self._lock:
             for number in sorted(strange):
-                self._examine(tensor, number, start, results[number])
+                for chunk, at in enumerate(range(0, len(results[number]), size), start // CHUNK):
+                    part = results[number][at : at + size]
+                    finding = self._examine(tensor, number, chunk * CHUNK, part)
+                    if finding is not None:
+                        found.setdefault(number, {})[chunk] = finding
+            for number, findings in found.items():
+                to = tensor.destinations[number]
+                for chunk, finding in findings.items():
+                    self._guards[to.model].add(to.tensor, chunk, finding)
+        return found
 
-    def _examine(self, tensor: TensorSchedule, number: int, start: int, data: memoryview) -> None:
+    def _examine(
+        self, tensor: TensorSchedule, number: int, start: int, data: memoryview
+    ) -> NotFinite | None:
+        """The finding of one chunk."""
         import numpy
 
         step, to = tensor.write, tensor.destinations[number]
@@ -144,13 +168,13 @@ class Examiner:
                     here = self._explained(tensor, to, start + low, left)
                     lacking = here if lacking is None else lacking.and_also(here)
         if finding is None:
-            return
+            return None
         self._reader.check_unchanged()  # what is being overwritten holds anything
         if guard.on_nonfinite == "error":
             raise guard.refuse(finding, False)
         if lacking is not None:
             raise guard.refuse(lacking, True)
-        guard.add(to.tensor, finding)
+        return finding
 
     def _explained(
         self, tensor: TensorSchedule, to: Destination, start: int, bad: Any

@@ -20,6 +20,7 @@ from mergeengine.execution.blocks import BlockRunner, copy_results, evaluate
 from mergeengine.execution.inputs import Inputs, Region, regions
 from mergeengine.execution.kernels import round_there, torch_dtype
 from mergeengine.execution.memory import HostMemory
+from mergeengine.execution.notes import Strange
 from mergeengine.execution.precision import Sums
 from mergeengine.execution.queues import Device, TorchDevice
 from mergeengine.execution.reader import Reader
@@ -181,7 +182,7 @@ class _Worker:
             slot.arena.rewind()
             loaded = self._load(slot, step, next(regions(step, start, stop)))
             copies = [result.copy for result in step.pieces[0].program.results]
-            self._deliver(task, [loaded[copy] for copy in copies if copy is not None], [])
+            self._deliver(task, [loaded[copy] for copy in copies if copy is not None], [], {})
             return
         block = self._read(slot, step, start, stop)
         size, dtype = (stop - start) * step.result.itemsize, torch_dtype(step.result)
@@ -199,11 +200,12 @@ class _Worker:
         def arrived() -> None:
             blocks = [slot.result[place].view(dtype) for place in places]
             sums = self._measured(task, blocks)
-            found = {n for n, flag in enumerate(slot.result[flags:end].tolist()) if flag}
-            if found:
+            flagged = {n for n, flag in enumerate(slot.result[flags:end].tolist()) if flag}
+            found: Strange = {}
+            if flagged:
                 data = [memory_of(values) for values in blocks]
-                self._watch.examiner.look(task.state.tensor, start, data, found)
-            self._deliver(task, blocks, sums)
+                found = self._watch.examiner.look(task.state.tensor, start, data, flagged)
+            self._deliver(task, blocks, sums, found)
 
         self._slots.issue(slot, compute, end, arrived)
 
@@ -212,10 +214,13 @@ class _Worker:
             return []
         return self._sampler.measure(task.state.tensor, *span(task), blocks)
 
-    def _deliver(self, task: Task, blocks: list[Tensor], sums: list[list[Sums]]) -> None:
+    def _deliver(
+        self, task: Task, blocks: list[Tensor], sums: list[list[Sums]], found: Strange
+    ) -> None:
         """Hand a block's results, in the host's memory, to the sinks."""
-        for to, data in zip(task.state.tensor.destinations, blocks, strict=True):
-            self._sinks[to.model].write(to.tensor, task.first, memory_of(data))
+        notes = self._watch.notes(task, span(task)[0], sums, found)
+        for to, data, told in zip(task.state.tensor.destinations, blocks, notes, strict=True):
+            self._sinks[to.model].write(to.tensor, task.first, memory_of(data), told)
         self._watch.done(task, *span(task), sums)
         self._work.done(task, None)
 

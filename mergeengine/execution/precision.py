@@ -24,15 +24,12 @@ Sums = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What rounding changed of one output tensor, in ``measured`` of its ``chunks``: those that
-    this run made. ``lost`` and ``added`` are sums of squares."""
+    """What rounding changed of one output tensor. ``lost`` and ``added`` are sums of squares."""
 
     tensor: str
     dtype: DType
     lost: float
     added: float
-    measured: int
-    chunks: int
 
 
 def error_of(lost: float, added: float) -> float | None:
@@ -43,11 +40,10 @@ def error_of(lost: float, added: float) -> float | None:
 
 
 class Precision:
-    """Gathers the sums of a run's chunks, from many threads."""
+    """Gathers the sums of an output's chunks, from many threads."""
 
     def __init__(self, schedule: Schedule) -> None:
         self._sums: dict[tuple[int, int], array[float]] = {}
-        self._done: dict[tuple[int, int], bytearray] = {}
         self._outputs: dict[tuple[int, int], tuple[str, DType]] = {}
         for tensor in schedule.tensors:
             for number, to in enumerate(tensor.destinations):
@@ -55,17 +51,22 @@ class Precision:
                     key = to.model, to.tensor
                     self._outputs[key] = to.output.name, to.output.dtype
                     self._sums[key] = array("d", bytes(16 * tensor.write.chunks))
-                    self._done[key] = bytearray(tensor.write.chunks)
 
     def add(self, tensor: TensorSchedule, first: int, sums: Sequence[Sequence[Sums]]) -> None:
         """Take the sums of consecutive chunks, of each destination of a tensor."""
         for to, found in zip(tensor.destinations, sums, strict=True):
-            key = to.model, to.tensor
-            if key in self._sums:
-                for chunk, (lost, added) in enumerate(found, first):
-                    self._sums[key][2 * chunk] = lost
-                    self._sums[key][2 * chunk + 1] = added
-                    self._done[key][chunk] = 1
+            if self.measures(to.model, to.tensor):
+                for chunk, each in enumerate(found, first):
+                    self.put(to.model, to.tensor, chunk, each)
+
+    def measures(self, model: int, tensor: int) -> bool:
+        """Whether an output tensor is a sum."""
+        return (model, tensor) in self._sums
+
+    def put(self, model: int, tensor: int, chunk: int, sums: Sums) -> None:
+        """Take the sums of one chunk of a tensor that is a sum."""
+        of_tensor = self._sums[model, tensor]
+        of_tensor[2 * chunk], of_tensor[2 * chunk + 1] = sums
 
     def of(self, model: int) -> list[Loss]:
         """The losses of a model's tensors that are sums, in their order."""
@@ -76,6 +77,5 @@ class Precision:
                 for chunk in range(0, len(self._sums[key]), 2):  # not sum(), which compensates
                     lost += self._sums[key][chunk]
                     added += self._sums[key][chunk + 1]
-                done = self._done[key]
-                losses.append(Loss(*self._outputs[key], lost, added, sum(done), len(done)))
+                losses.append(Loss(*self._outputs[key], lost, added))
         return losses

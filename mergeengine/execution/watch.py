@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mergeengine.execution.nonfinite import Examiner
+from mergeengine.execution.notes import Strange, notes_of
 from mergeengine.execution.precision import Precision, Sums
 from mergeengine.execution.work import Task
 from mergeengine.lazy.partition import CHUNK
@@ -16,6 +17,14 @@ class Watch:
     progress: Callable[[int], None]
     precision: Precision | None
     examiner: Examiner
+
+    def notes(
+        self, task: Task, start: int, sums: Sequence[Sequence[Sums]], strange: Strange
+    ) -> list[list[str]]:
+        """What goes to the sinks with the chunks from element ``start`` on, for each destination
+        of a task."""
+        guards = self.examiner.guards
+        return notes_of(task.state.tensor, start // CHUNK, sums, strange, guards)
 
     def done(self, task: Task, start: int, stop: int, sums: Sequence[Sequence[Sums]]) -> None:
         """Elements ``start:stop`` (whole chunks) of a task are with the sinks; ``sums`` are those

@@ -30,8 +30,9 @@ class Sink(Protocol):
     def is_done(self, tensor: int, chunk: int) -> bool:
         """Whether a chunk need not be made again."""
 
-    def write(self, tensor: int, first_chunk: int, data: memoryview) -> None:
-        """Take the bytes of consecutive chunks; they are valid during the call."""
+    def write(self, tensor: int, first_chunk: int, data: memoryview, notes: Sequence[str]) -> None:
+        """Take the bytes of consecutive chunks, which are valid during the call, and notes of the
+        first of them, or of none (see ``execution.notes``)."""
 
 
 @runtime_checkable
@@ -41,7 +42,9 @@ class FileSink(Sink, Protocol):
     def place(self, tensor: int, chunk: int) -> tuple[int, int]:
         """The open file that a chunk goes to, and the offset there..."""
 
-    def record(self, tensor: int, first_chunk: int, digests: list[bytes]) -> None:
+    def record(
+        self, tensor: int, first_chunk: int, digests: list[bytes], notes: Sequence[str]
+    ) -> None:
         """... and then: consecutive chunks with these digests (XXH3-128) are in their place."""
 
     def failed(self, tensor: int, error: OSError) -> MergeEngineError:

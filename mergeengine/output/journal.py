@@ -1,29 +1,32 @@
 """The journal of finished chunks: what a killed run leaves for the next one.
 
 A text file: a line with the key of the run, then a line for each finished block, ``tensor
-first-chunk digest digest ...``. It is appended to with single writes, so that a killed process
-leaves at most one incomplete last line. Nothing of it is believed unseen: the next run hashes
+first-chunk digest digest ...``, each digest with the chunk's note before it. It is appended to with
+single writes, so that a killed process leaves at most one incomplete last line, and a chunk and
+its note are there together or not at all. Nothing of it is believed unseen: the next run hashes
 what the journal claims.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 import xxhash
 
-_VERSION = "mergeengine journal 1"
+_VERSION = "mergeengine journal 2"
+_DIGITS = 32  # of a digest, in hexadecimal
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One chunk that the journal says is in the file, with its digest (16 bytes)."""
+    """One chunk that the journal says is in the file, with its digest (16 bytes), and its note."""
 
     tensor: int
     chunk: int
     digest: bytes
+    note: str = ""
 
 
 def chunk_digest(data: memoryview | bytes) -> bytes:
@@ -42,9 +45,14 @@ class Journal:
         # A newline first ends an incomplete line that a killed run may have left.
         self._append(f"{_VERSION} {key}\n" if fresh else "\n")
 
-    def record(self, tensor: int, first: int, digests: list[bytes]) -> None:
-        """Say that consecutive chunks are written."""
-        self._append(" ".join([str(tensor), str(first), *(d.hex() for d in digests)]) + "\n")
+    def record(
+        self, tensor: int, first: int, digests: list[bytes], notes: Sequence[str] = ()
+    ) -> None:
+        """Say that consecutive chunks are written. ``notes`` are texts without white space, of the
+        first of them."""
+        told = [*notes, *[""] * (len(digests) - len(notes))]
+        words = (note + digest.hex() for note, digest in zip(told, digests, strict=True))
+        self._append(" ".join([str(tensor), str(first), *words]) + "\n")
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -81,10 +89,10 @@ def read_claims(path: Path) -> Iterator[Claim]:
                 continue
             try:
                 tensor, first = int(words[0]), int(words[1])
-                digests = [bytes.fromhex(word) for word in words[2:]]
+                digests = [bytes.fromhex(word[-_DIGITS:]) for word in words[2:]]
             except ValueError:
                 continue
-            if tensor < 0 or first < 0 or any(len(digest) != 16 for digest in digests):
+            if tensor < 0 or first < 0 or any(len(digest) != _DIGITS // 2 for digest in digests):
                 continue
-            for number, digest in enumerate(digests):
-                yield Claim(tensor, first + number, digest)
+            for number, (digest, word) in enumerate(zip(digests, words[2:], strict=True)):
+                yield Claim(tensor, first + number, digest, word[:-_DIGITS])

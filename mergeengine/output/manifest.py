@@ -6,7 +6,7 @@ Only facts that are the same on every machine: no times, no hosts, no absolute p
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ class Manifest:
     ``identity`` is the digest of everything that decides the output's bytes; two runs of equal
     identity give equal bytes. ``tensors`` are digests of the values, ``weights`` the sizes of the
     shards, ``companions`` the SHA-256 of every other file. ``fingerprint`` is the sampled digest
-    by which an output is recognised quickly.
+    by which an output is recognised quickly. ``findings`` is what was found of the numbers, and
+    told: ``precision``, ``not_finite`` and ``warnings``.
     """
 
     engine: str
@@ -45,6 +46,7 @@ class Manifest:
     weights: Mapping[str, int]
     companions: Mapping[str, str]
     fingerprint: str
+    findings: Mapping[str, Any] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         document = {"format": _FORMAT, **asdict(self)}
@@ -67,8 +69,8 @@ def read_manifest(folder: Path) -> Manifest | None:
             raise VerificationError(f"{path}: written by another version of mergeengine")
         models = tuple(Model(**model) for model in document.pop("models"))
         manifest = Manifest(models=models, **document)
-        mappings = (manifest.tensors, manifest.weights, manifest.companions, manifest.plan)
-        if not all(isinstance(mapping, dict) for mapping in mappings):
+        names = ("tensors", "weights", "companions", "plan", "findings")
+        if not all(isinstance(getattr(manifest, name), dict) for name in names):
             raise TypeError("a mapping was expected")
     except (TypeError, KeyError, AttributeError) as error:
         raise VerificationError(f"{path}: not a manifest of mergeengine ({error})") from error

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -18,6 +18,9 @@ from mergeengine.output.journal import Claim, Journal, chunk_digest, read_claims
 from mergeengine.output.layout import Layout, Placed
 from mergeengine.output.workspace import Workspace, output_error
 
+Recall = Callable[[int, int, str], bool]
+"""Told of a chunk that an earlier run left whole (tensor, chunk, note): whether it is kept."""
+
 _REHASHERS = 4
 _BATCH = 64
 
@@ -26,10 +29,17 @@ class ShardWriter:
     """Writes a layout's shards in the workspace; goes on where an earlier run with ``key`` was.
 
     ``key`` stands for the graph, the layout and the inputs' identity: what another key left is
-    thrown away. Every OSError becomes an OutputError that says what to do.
+    thrown away, and so is what ``recall`` does not want. Every OSError becomes an OutputError that
+    says what to do.
     """
 
-    def __init__(self, workspace: Workspace, layout: Layout, key: str) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        layout: Layout,
+        key: str,
+        recall: Recall = lambda tensor, chunk, note: True,
+    ) -> None:
         self._workspace = workspace
         self._layout = layout
         self._descriptors: list[int] = []
@@ -41,7 +51,7 @@ class ShardWriter:
             workspace.files.mkdir(exist_ok=True)
             for shard in layout.shards:
                 self._descriptors.append(_allocate(workspace.files / shard.name, shard.size))
-            self._recall()
+            self._recall(recall)
             self._journal = Journal(workspace.journal, key)
             for descriptor, shard in zip(self._descriptors, layout.shards, strict=True):
                 _write_at(descriptor, 0, memoryview(shard.header))
@@ -75,19 +85,24 @@ class ShardWriter:
         placed = self._layout.tensors[tensor]
         return self._descriptors[placed.shard], _chunk_range(placed, chunk).start
 
-    def write(self, tensor: int, first_chunk: int, data: memoryview) -> None:
+    def write(
+        self, tensor: int, first_chunk: int, data: memoryview, notes: Sequence[str] = ()
+    ) -> None:
         try:
             _write_at(*self.place(tensor, first_chunk), data)
         except OSError as error:
             raise self.failed(tensor, error) from error
         size = CHUNK * self._layout.tensors[tensor].dtype.itemsize
         digests = [chunk_digest(data[start : start + size]) for start in range(0, len(data), size)]
-        self.record(tensor, first_chunk, digests or [chunk_digest(b"")])
+        self.record(tensor, first_chunk, digests or [chunk_digest(b"")], notes)
 
-    def record(self, tensor: int, first_chunk: int, digests: list[bytes]) -> None:
-        """Journal chunks that are in their place; ``digests`` are those of ``chunk_digest``."""
+    def record(
+        self, tensor: int, first_chunk: int, digests: list[bytes], notes: Sequence[str] = ()
+    ) -> None:
+        """Journal chunks that are in their place; ``digests`` are those of ``chunk_digest``, and
+        ``notes`` come back with them in another run."""
         try:
-            self._journal.record(tensor, first_chunk, digests)
+            self._journal.record(tensor, first_chunk, digests, notes)
         except OSError as error:
             raise self.failed(tensor, error) from error
         with self._lock:
@@ -115,7 +130,7 @@ class ShardWriter:
             result[tensor.name] = tensor_digest(digests[chunk] for chunk in range(count))
         return result
 
-    def _recall(self) -> None:
+    def _recall(self, recall: Recall) -> None:
         """Believe those of the journal's claims whose bytes are in the files."""
         claims: dict[tuple[int, int], Claim] = {}
         for claim in read_claims(self._workspace.journal):
@@ -134,7 +149,7 @@ class ShardWriter:
         with ThreadPoolExecutor(_REHASHERS) as pool:
             while batch := list(islice(remaining, _BATCH)):
                 for claim, true in zip(batch, pool.map(holds, batch), strict=True):
-                    if true:
+                    if true and recall(claim.tensor, claim.chunk, claim.note):
                         self._digests[claim.tensor][claim.chunk] = claim.digest
 
     def _close_files(self) -> None:

@@ -34,10 +34,6 @@ def precision_of(losses: Sequence[Loss], merged: Iterable[str]) -> dict[str, Any
     measured = {loss.tensor for loss in losses}
     return {
         "sample": f"the first {SAMPLE} of every {CHUNK} elements",
-        "chunks": {
-            "measured": sum(loss.measured for loss in losses),
-            "all": sum(loss.chunks for loss in losses),
-        },
         "error": _overall(losses),
         "dtypes": {name: _overall(group) for name, group in _by_dtype(losses).items()},
         "tensors": {loss.tensor: error_of(loss.lost, loss.added) for loss in losses},

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mergeengine.compiler.binding import Binding, bind
 from mergeengine.compiler.merging import method_of
@@ -41,7 +42,8 @@ class Bound:
 class Prepared:
     """A plan bound to its models and scheduled; ``pins`` is what each reference is now.
 
-    ``identity`` is the digest of all that decides the output's bytes.
+    ``identity`` is the digest of all that decides the output's bytes, ``basis`` that of the same
+    without `on_nonfinite`.
     """
 
     plan: Plan
@@ -53,6 +55,7 @@ class Prepared:
     companions: CompanionSet
     pins: PlanLock
     identity: str
+    basis: str
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -103,6 +106,8 @@ def prepare(
     companions = accompany(plan, models, bound.binding)
     if planned:
         bound = replace(bound, binding=fused(bound.binding, planned))
+    without_on_nonfinite = {**plan.identity_document}
+    without_on_nonfinite.pop("on_nonfinite", None)
     described = [(t.output.name, t.output.dtype, t.output.shape) for t in bound.binding.tensors]
     return Prepared(
         plan=plan,
@@ -118,7 +123,8 @@ def prepare(
         layout=lay_out(described, plan.output.shard_size),
         companions=companions,
         pins=pins,
-        identity=_identity(plan, pins, companions),
+        identity=_identity(plan, plan.identity_document, pins, companions),
+        basis=_identity(plan, without_on_nonfinite, pins, companions),
         notes=(*bound.notes, *companions.notes),
         warnings=(*plan.warnings, *bound.warnings, *_zero_deltas(plan, pins), *companions.warnings),
     )
@@ -236,9 +242,10 @@ def _differing_substitutions(lock: PlanLock, pins: PlanLock) -> list[str]:
     return lines
 
 
-def _identity(plan: Plan, pins: PlanLock, companions: CompanionSet) -> str:
+def _identity(
+    plan: Plan, document: Mapping[str, Any], pins: PlanLock, companions: CompanionSet
+) -> str:
     """The card is left out: it tells what the rest says, and the engine's version."""
     beside = {file.name: file.digest() for file in companions.files if file.name != CARD}
     tokens = [pins.substituted["tokens"]] if "tokens" in pins.substituted else []
-    document = plan.identity_document
     return digest_of([RESULT_VERSION, plan.name, document, dict(pins.models), beside, *tokens])

@@ -19,7 +19,7 @@ from mergeengine.execution.presence import only_the_cpu
 from mergeengine.lazy.stored import StoredFile
 from mergeengine.output.companions import Companion, CompanionSet
 from mergeengine.output.layout import INDEX, Layout
-from mergeengine.output.manifest import MANIFEST, Manifest, Model, file_digest
+from mergeengine.output.manifest import MANIFEST, Manifest, Model, file_digest, read_manifest
 from mergeengine.output.workspace import Workspace, allocated_bytes, output_error, workspace_path
 from mergeengine.output.writer import ShardWriter
 from mergeengine.plan.plan import OnNonfinite
@@ -52,7 +52,8 @@ class Job:
     ``identity`` is the digest of all that decides the output's bytes. ``inputs`` are the models
     whose weights are read, ``files`` those of their files that really are. ``plan``, ``models`` and
     ``decisions`` go into the manifest as they are. ``on_nonfinite``: what to do about infinities
-    and NaN among computed values. ``merged`` are the tensors to which deltas are added.
+    and NaN among computed values; ``basis`` is the digest of all that decides the weights beside
+    it, where that is not all of the identity. ``merged`` are the tensors to which deltas are added.
     """
 
     name: str
@@ -68,18 +69,20 @@ class Job:
     decisions: Mapping[str, Any]
     on_nonfinite: OnNonfinite = "error"
     merged: tuple[str, ...] = ()
+    basis: str = ""
 
     def missing(self) -> list[tuple[Checkpoint, StoredFile]]:
         """Files of weights that are still to be fetched from the hub."""
         return [(model, file) for model in self.inputs for file in model.missing_files(self.files)]
 
     def key(self) -> str:
-        """What a journal must agree on to be continued: the identity and these very files."""
+        """What a journal must agree on to be continued: what decides the weights, and these very
+        files. Chunks tell themselves where ``on_nonfinite`` mattered."""
         # A hub model is its commit, which the identity has, whenever its files were fetched.
         local = [model for model in self.inputs if model.revision is None]
         files = {entry for model in local for entry in model.identity()}
         headers = [shard.header.hex() for shard in self.layout.shards]
-        return digest_of([self.identity, sorted(map(list, files)), headers])
+        return digest_of([self.basis or self.identity, sorted(map(list, files)), headers])
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,8 @@ class Bounds:
 class Produced:
     """What became of a job. ``made`` is False where the output was up to date.
 
-    ``precision`` is what a report says of the rounding; None where no deltas were added.
+    ``precision`` is what a report says of the rounding; None where no deltas were added. What was
+    found of the numbers is told of an output that was up to date, too.
     """
 
     made: bool
@@ -131,9 +135,6 @@ class _Begun:
     existing: Existing
 
 
-_Watched = tuple[tuple[str, ...], Mapping[str, Any] | None]
-"""Warnings, and what a report says of the rounding."""
-
 Scheduler = Callable[[Sequence[Job]], Schedule]
 """Makes the schedule that makes jobs together."""
 
@@ -155,7 +156,7 @@ def produce(
     for job in jobs:
         if job not in waiting:
             clear_leftovers(job.output)
-    produced = dict.fromkeys((job.output for job in jobs), Produced(made=False))
+    produced = {job.output: _unmade(job) for job in jobs if job not in waiting}
     if not waiting:
         return list(produced.values()), None
     with meter.imports():
@@ -168,8 +169,10 @@ def produce(
     pipeline = open_devices(schedule, settings)
     with ExitStack() as stack:
         begun = [each for job in waiting if (each := _begin(job, stack, tell, force=force))]
+        there = {each.job.output for each in begun}
+        produced |= {job.output: _unmade(job) for job in waiting if job.output not in there}
         if not begun:
-            return list(produced.values()), None
+            return [produced[job.output] for job in jobs], None
         now = [each.job for each in begun]
         if len(now) < len(waiting):
             schedule = scheduled(now)
@@ -178,19 +181,20 @@ def produce(
         meter.lap("prepare")
         _fetch(now, tell)
         meter.lap("download")
-        made, digests, watched = _merge(begun, schedule, pipeline, tell)
+        made, digests, findings = _merge(begun, schedule, pipeline, tell)
         meter.lap("merge")
-        for each, tensors, found in zip(begun, digests, watched, strict=True):
-            _seal(each.job, each.workspace, tensors)
+        for each, tensors, found in zip(begun, digests, findings, strict=True):
+            _seal(each.job, each.workspace, tensors, found)
             each.workspace.install()
             old = each.existing
             replaced = () if old.state == "absent" else (f"replaced an output: {old.reason}",)
-            produced[each.job.output] = Produced(True, replaced, *found)
+            told = tuple(found["warnings"])
+            produced[each.job.output] = Produced(True, replaced, told, found["precision"])
         meter.lap("seal")
     written, kept, transferred = made
     bounds, name = bounds_of(schedule, pipeline), pipeline.name if pipeline else "cpu"
     done = Pass(schedule, bounds, written, kept, transferred, name, loop_name(pipeline))
-    return list(produced.values()), done
+    return [produced[job.output] for job in jobs], done
 
 
 def open_devices(schedule: Schedule, settings: Settings) -> "Pipeline | None":
@@ -230,6 +234,14 @@ def _begin(job: Job, stack: ExitStack, tell: Progress, *, force: bool) -> _Begun
     if existing.state != "absent" and not force:
         _check_replaceable(job, existing, tell)
     return _Begun(job, workspace, existing)
+
+
+def _unmade(job: Job) -> Produced:
+    """What an output that is up to date was found to be when it was made."""
+    manifest = read_manifest(job.output)
+    findings = manifest.findings if manifest is not None else {}
+    warnings = tuple(map(str, findings.get("warnings", ())))
+    return Produced(False, warnings=warnings, precision=findings.get("precision"))
 
 
 def clear_leftovers(output: Path) -> None:
@@ -305,19 +317,26 @@ def _fetch(jobs: Sequence[Job], tell: Progress) -> None:
 
 def _merge(
     begun: Sequence[_Begun], schedule: Schedule, pipeline: "Pipeline | None", tell: Progress
-) -> tuple[tuple[int, int, int], list[dict[str, str]], list[_Watched]]:
+) -> tuple[tuple[int, int, int], list[dict[str, str]], list[dict[str, Any]]]:
     """Write the weights into the workspaces: bytes written, kept, transferred, and for each job
-    the digests, and what is said of the numbers that this run computed."""
+    the digests, and what was found of its numbers."""
     from mergeengine.execution.executor import execute
     from mergeengine.execution.nonfinite import Guard
+    from mergeengine.execution.notes import Recall
     from mergeengine.execution.precision import Precision
     from mergeengine.execution.reader import Reader
 
+    guards = [
+        Guard(each.job.on_nonfinite, partial(not_finite_error, models=each.job.models))
+        for each in begun
+    ]
+    precision = Precision(schedule)
     with ExitStack() as stack:
-        writers = [
-            stack.enter_context(ShardWriter(each.workspace, each.job.layout, each.job.key()))
-            for each in begun
-        ]
+        writers = []
+        for model, (each, guard) in enumerate(zip(begun, guards, strict=True)):
+            job, recall = each.job, Recall(model, each.job.graph.tensors, precision, guard)
+            writer = ShardWriter(each.workspace, job.layout, job.key(), recall)
+            writers.append(stack.enter_context(writer))
         reader = stack.enter_context(Reader(schedule.transfers))
         total, written = schedule.write_bytes, 0
         kept = sum(writer.kept_bytes for writer in writers)
@@ -331,11 +350,6 @@ def _merge(
                 tell("merging", min(kept + written, total), total)
 
         tell("merging", kept, total)
-        guards = [
-            Guard(each.job.on_nonfinite, partial(not_finite_error, models=each.job.models))
-            for each in begun
-        ]
-        precision = Precision(schedule)
         strange = execute(
             schedule,
             *writers,
@@ -349,21 +363,28 @@ def _merge(
         tell("sealing", 0, 1)
         for writer in writers:
             writer.sync()
-        watched = [
-            _watched(each.job, precision.of(model), found)
+        findings = [
+            _findings(each.job, precision.of(model), found)
             for model, (each, found) in enumerate(zip(begun, strange, strict=True))
         ]
         made = written, kept, reader.transferred
-        return made, [writer.digests() for writer in writers], watched
+        return made, [writer.digests() for writer in writers], findings
 
 
-def _watched(job: Job, losses: "list[Loss]", found: "list[NotFinite]") -> _Watched:
+def _findings(job: Job, losses: "list[Loss]", found: "list[NotFinite]") -> dict[str, Any]:
+    """As in a manifest."""
     kept = job.on_nonfinite == "keep_target"
     warnings = not_finite_warnings(found, job.models, kept=kept) + precision_warnings(losses)
-    return tuple(warnings), precision_of(losses, job.merged) if losses or job.merged else None
+    return {
+        "warnings": warnings,
+        "not_finite": {each.tensor: each.count for each in found},
+        "precision": precision_of(losses, job.merged) if losses or job.merged else None,
+    }
 
 
-def _seal(job: Job, workspace: Workspace, tensors: dict[str, str]) -> None:
+def _seal(
+    job: Job, workspace: Workspace, tensors: dict[str, str], findings: dict[str, Any]
+) -> None:
     """Write everything beside the weights, the manifest last."""
     files = list(job.companions.files)
     index = job.layout.index()
@@ -384,6 +405,7 @@ def _seal(job: Job, workspace: Workspace, tensors: dict[str, str]) -> None:
             weights={shard.name: shard.size for shard in job.layout.shards},
             companions={file.name: file_digest(folder / file.name) for file in files},
             fingerprint=open_checkpoint(folder).fingerprint(),
+            findings=findings,
         )
         _write(folder / MANIFEST, Companion(MANIFEST, manifest.to_bytes()))
     except OSError as error:

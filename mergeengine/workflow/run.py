@@ -114,6 +114,7 @@ def job_of(prepared: Prepared) -> Job:
         ),
         decisions={"tensors": prepared.binding.counts(), "notes": list(prepared.notes)},
         on_nonfinite=plan.on_nonfinite,
+        basis=prepared.basis,
         merged=tuple(
             tensor.output.name
             for tensor in prepared.binding.tensors

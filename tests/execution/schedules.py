@@ -75,7 +75,7 @@ class Kept:
     def is_done(self, tensor: int, chunk: int) -> bool:
         return (tensor, chunk) in self._done
 
-    def write(self, tensor: int, first_chunk: int, data: memoryview) -> None:
+    def write(self, tensor: int, first_chunk: int, data: memoryview, notes: Sequence[str]) -> None:
         assert (tensor, first_chunk) not in self.parts
         self.parts[tensor, first_chunk] = bytes(data)
 

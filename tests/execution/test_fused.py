@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import sizeof
 from pathlib import Path
 
@@ -215,13 +215,15 @@ class Files:
     def is_done(self, tensor: int, chunk: int) -> bool:
         return False
 
-    def write(self, tensor: int, first_chunk: int, data: memoryview) -> None:
+    def write(self, tensor: int, first_chunk: int, data: memoryview, notes: Sequence[str]) -> None:
         raise AssertionError("the loop writes itself")
 
     def place(self, tensor: int, chunk: int) -> tuple[int, int]:
         return self.files[tensor], 8 + chunk * CHUNK  # of single bytes
 
-    def record(self, tensor: int, first_chunk: int, digests: list[bytes]) -> None:
+    def record(
+        self, tensor: int, first_chunk: int, digests: list[bytes], notes: Sequence[str]
+    ) -> None:
         self.digests.update(((tensor, first_chunk + n), each) for n, each in enumerate(digests))
 
     def failed(self, tensor: int, error: OSError) -> MergeEngineError:
@@ -304,7 +306,7 @@ class Kept:
     def is_done(self, tensor: int, chunk: int) -> bool:
         return False
 
-    def write(self, tensor: int, first_chunk: int, data: memoryview) -> None:
+    def write(self, tensor: int, first_chunk: int, data: memoryview, notes: Sequence[str]) -> None:
         self.data = bytes(data)
 
 

@@ -340,10 +340,10 @@ def test_nothing_is_under_way_when_memory_goes(
 
 def test_an_error_of_the_sink_ends_the_run(store: Store) -> None:
     class Full(Kept):
-        def write(self, tensor: int, first_chunk: int, data: memoryview) -> None:
+        def write(self, tensor: int, *rest: Any) -> None:
             if tensor == 5:
                 raise OSError("no space")
-            super().write(tensor, first_chunk, data)
+            super().write(tensor, *rest)
 
     plan, device = small(store), StandInDevice(seed=2)
     with pytest.raises(OSError, match="no space"):

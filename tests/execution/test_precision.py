@@ -91,7 +91,6 @@ def test_the_figures_are_those_of_whole_tensors_in_memory(
     lost, added = expected(exact.to(getattr(torch, dtype)), exact, t)
     assert found.lost == pytest.approx(lost, rel=1e-12)
     assert found.added == pytest.approx(added, rel=1e-12)
-    assert found.measured == found.chunks == -(-t.numel() // CHUNK)
     error = error_of(found.lost, found.added)
     low, high = {"bfloat16": (0.1, 0.3), "float16": (0.01, 0.1)}.get(dtype, (0, 1e-5))
     assert error is not None

@@ -1,6 +1,6 @@
 """Expressions of every kind against the naive oracle, for any blocks and workers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ class Memory:
     def is_done(self, tensor: int, chunk: int) -> bool:
         return False
 
-    def write(self, tensor: int, first_chunk: int, data: memoryview) -> None:
+    def write(self, tensor: int, first_chunk: int, data: memoryview, notes: Sequence[str]) -> None:
         assert (tensor, first_chunk) not in self.seen
         self.seen.add((tensor, first_chunk))
         if len(data):

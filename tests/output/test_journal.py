@@ -45,7 +45,7 @@ def test_a_cut_off_line_is_no_claim_and_spoils_no_later_one(path: Path, cut: int
     write(path, "k", (3, 0, [A]), (4, 0, [B]))
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
-    assert len(whole) == len(b"mergeengine journal 1 k\n") + 2 * 37
+    assert len(whole) == len(b"mergeengine journal 2 k\n") + 2 * 37
     kept = [Claim(3, 0, A)] if cut < 38 else []
     assert list(read_claims(path)) == kept
     # Where only the line's end is missing, the next run's first newline completes a true claim.
@@ -74,7 +74,7 @@ def test_garbage_claims_nothing(path: Path, line: bytes) -> None:
     assert list(read_claims(path)) == [Claim(3, 0, A)]
 
 
-@pytest.mark.parametrize("content", [b"", b"something else\n", b"mergeengine journal 1 k", b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"something else\n", b"mergeengine journal 2 k", b"\xff"])
 def test_what_is_no_journal_has_no_key(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert read_key(path) is None
@@ -83,3 +83,28 @@ def test_what_is_no_journal_has_no_key(path: Path, content: bytes) -> None:
 def test_no_journal(path: Path) -> None:
     assert read_key(path) is None
     assert list(read_claims(path)) == []
+
+
+def test_notes_come_back_with_their_chunks(path: Path) -> None:
+    journal = Journal(path, "k")
+    journal.record(3, 0, [A, B, A], ['{"x":1}', ""])
+    journal.record(4, 0, [B], ["ab" * 20])
+    journal.close()
+    assert list(read_claims(path)) == [
+        Claim(3, 0, A, '{"x":1}'),
+        Claim(3, 1, B),
+        Claim(3, 2, A),
+        Claim(4, 0, B, "ab" * 20),
+    ]
+
+
+@pytest.mark.parametrize("cut", range(1, 60))
+def test_no_chunk_is_claimed_without_its_note(path: Path, cut: int) -> None:
+    journal = Journal(path, "k")
+    note = '{"sums":[1.25e-07,0.5]}'
+    journal.record(3, 0, [A], [note])
+    journal.close()
+    path.write_bytes(path.read_bytes()[:-cut])
+    Journal(path, "k").close()  # completes the line
+    claims = list(read_claims(path))
+    assert claims == ([Claim(3, 0, A, note)] if cut == 1 else [])

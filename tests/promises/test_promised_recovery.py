@@ -280,7 +280,7 @@ JOURNALS: dict[str, tuple[Callable[[bytes], bytes], int]] = {
     "garbage alone": (lambda text: os.urandom(4000), 0),
     "empty": (lambda text: b"", 0),
     "key alone": (lambda text: text.splitlines(keepends=True)[0], 0),
-    "another version": (lambda text: text.replace(b"journal 1", b"journal 0"), 0),
+    "another version": (lambda text: text.replace(b"journal 2", b"journal 1"), 0),
     "another key": (lambda text: text.replace(b"sha256:", b"sha255:"), 0),
     "claims of chunks never written": (
         lambda text: text + b"".join(b"%d %d %s\n" % (t, c, b"ab" * 16) for t, c in [(1, 0)]),

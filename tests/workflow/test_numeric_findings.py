@@ -12,18 +12,9 @@ from torch import Tensor
 import mergeengine
 from mergeengine import CheckpointError
 from mergeengine.execution import native
-from mergeengine.lazy.partition import CHUNK
 
 NAN, INF = float("nan"), float("inf")
 ROLES = ("target", "base", "ft")
-
-
-@pytest.fixture(params=["loop", "torch"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """By the compiled loop, and without it."""
-    if request.param == "torch":
-        monkeypatch.setenv(native.SWITCH, "0")
-    return str(request.param)
 
 
 def write(folder: Path, **tensors: Tensor) -> None:
@@ -234,17 +225,6 @@ def test_each_output_of_a_sweep_is_told_of_by_itself(way: str, tmp_path: Path) -
     assert values == [5e4, torch.tensor(3e4).half()]
 
 
-def test_a_run_that_was_refused_goes_on(way: str, tmp_path: Path) -> None:
-    models(tmp_path)
-    spoil(tmp_path, "ft", (2900, 2))
-    with pytest.raises(CheckpointError):
-        mergeengine.run(plan(tmp_path), workers=1)
-    partial = (tmp_path / ".out.partial" / "journal").read_text()
-    assert len(partial.splitlines()) > 1
-    with pytest.raises(CheckpointError, match=r"at \[2900, 2\]"):
-        mergeengine.run(plan(tmp_path), workers=1)
-
-
 # --- what rounding lost ------------------------------------------------------------------------
 
 
@@ -271,7 +251,6 @@ def test_the_report_has_the_error_of_each_tensor_and_of_all(way: str, tmp_path: 
     assert precision["tensors"].keys() == {"w", "n"}
     assert precision["tensors"]["w"] == pytest.approx(true, rel=0.02)
     assert precision["tensors"]["n"] is None, "nothing was added to it"
-    assert precision["chunks"] == {"measured": 4, "all": 4}
     assert "first 32768 of every 1048576" in precision["sample"]
 
 
@@ -303,34 +282,6 @@ def test_the_figures_are_the_same_by_every_way(
         result = mergeengine.run(plan(tmp_path, scaling=0.7), workers=workers, force=True)
         found.append(json.dumps(result.report["precision"]))
     assert len(set(found)) == 1
-
-
-def test_a_resumed_run_says_how_much_it_measured(tmp_path: Path) -> None:
-    close(tmp_path, 0.01)
-    path = plan(tmp_path, scaling=0.7)
-    whole = mergeengine.run(path).report["precision"]
-
-    class StopError(Exception):
-        pass
-
-    def stop(phase: str, done: int, total: int) -> None:
-        if phase == "merging" and done > 2 * CHUNK:
-            raise StopError
-
-    with pytest.raises(StopError):
-        mergeengine.run(path, force=True, workers=1, progress=stop)
-    result = mergeengine.run(path, force=True)
-    assert result.report["bytes"]["kept_from_earlier_run"] > 0
-    measured = result.report["precision"]["chunks"]["measured"]
-    assert 0 < measured < whole["chunks"]["all"]
-    assert result.report["precision"]["chunks"]["all"] == whole["chunks"]["all"]
-
-
-def test_an_output_that_is_up_to_date_has_no_figures(tmp_path: Path) -> None:
-    close(tmp_path, 0.01)
-    path = plan(tmp_path)
-    assert mergeengine.run(path).report["precision"] is not None
-    assert mergeengine.run(path).report["precision"] is None
 
 
 def test_outputs_of_a_sweep_have_figures_of_their_own(tmp_path: Path) -> None:

@@ -125,12 +125,12 @@ def test_an_output_that_fails_loses_nothing_of_the_others(
     """The second of three cannot be recorded in the middle: the next run goes on from there."""
     record, calls = ShardWriter.record, []
 
-    def failing(self: ShardWriter, tensor: int, first_chunk: int, data: memoryview) -> None:
+    def failing(self: ShardWriter, tensor: int, *rest: Any) -> None:
         if "0.5" in str(self._workspace.files):
             calls.append(tensor)
             if len(calls) == 3:
                 raise self.failed(tensor, OSError(28, "No space left on device"))
-        record(self, tensor, first_chunk, data)
+        record(self, tensor, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(ShardWriter, "record", failing)
@@ -149,11 +149,11 @@ def test_a_half_made_output_goes_on_among_others(
     """One that a single run left is made together with one of which there is nothing."""
     record, calls = ShardWriter.record, []
 
-    def stopping(self: ShardWriter, tensor: int, first_chunk: int, data: memoryview) -> None:
+    def stopping(self: ShardWriter, tensor: int, *rest: Any) -> None:
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(tensor)
-        record(self, tensor, first_chunk, data)
+        record(self, tensor, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(ShardWriter, "record", stopping)

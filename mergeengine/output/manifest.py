@@ -48,6 +48,12 @@ class Manifest:
     fingerprint: str
     findings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Those of the findings, which hold as long as the output does."""
+        found = self.findings.get("warnings")
+        return tuple(map(str, found)) if isinstance(found, list) else ()
+
     def to_bytes(self) -> bytes:
         document = {"format": _FORMAT, **asdict(self)}
         return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -239,9 +239,9 @@ def _begin(job: Job, stack: ExitStack, tell: Progress, *, force: bool) -> _Begun
 def _unmade(job: Job) -> Produced:
     """What an output that is up to date was found to be when it was made."""
     manifest = read_manifest(job.output)
-    findings = manifest.findings if manifest is not None else {}
-    warnings = tuple(map(str, findings.get("warnings", ())))
-    return Produced(False, warnings=warnings, precision=findings.get("precision"))
+    if manifest is None:
+        return Produced(False)
+    return Produced(False, (), manifest.warnings, manifest.findings.get("precision"))
 
 
 def clear_leftovers(output: Path) -> None:

@@ -1,6 +1,8 @@
 """Intermediates that are removed, or never written: the result is the same to the last byte."""
 
+import json
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +55,10 @@ FIRST = {
 }
 
 
+def findings(folder: Path) -> object:
+    return json.loads((folder / "mergeengine.json").read_text())["findings"]
+
+
 @pytest.mark.parametrize("native", ["0", "1"])
 @pytest.mark.parametrize("first", list(FIRST))
 def test_a_merge_inside_a_merge(here, run, monkeypatch, first, native):
@@ -68,6 +74,7 @@ def test_a_merge_inside_a_merge(here, run, monkeypatch, first, native):
     ended = run()
     assert ended.code == 0, ended.err
     expected = {name: digests(here / "out" / name) for name in SECOND}
+    lost = {name: findings(here / "out" / name) for name in SECOND}
     (here / "chain.lock").unlink()
     document["output_root"] = "fused"
     document["steps"][0]["keep"] = False
@@ -80,6 +87,7 @@ def test_a_merge_inside_a_merge(here, run, monkeypatch, first, native):
         for each in (files, found):
             del each["mergeengine.json"]  # says what `first` is: a merge, or files
         assert found == files, name
+        assert findings(here / "fused" / name) == lost[name], name
     assert set(run().outcomes.values()) <= {"reused", "fused"}
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from chain_files import ITERATIVE, TUNE, calls, digests, steps_of, tune, write_chain
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import mergeengine
 
@@ -265,3 +265,17 @@ def test_a_lock_of_something_else(here, run):
     ended = run()
     assert ended.code == 7
     assert "not the lock of a chain" in ended.err
+
+
+def test_what_was_found_in_a_step_is_told_as_long_as_it_is_there(here, run):
+    spoiled = load_file("m2/model.safetensors")
+    spoiled["model.norm.weight"][3] = float("nan")
+    save_file(spoiled, "m2/model.safetensors")
+    plan = {"target": "m1", "source_base": "m3", "source_ft": "m2", "on_nonfinite": "allow"}
+    write_chain(here, {**ITERATIVE, "steps": [{"id": "merged", "plan": plan}]})
+    said = "merged: model.norm.weight: 1 computed value is infinite or NaN, at [3]: source_ft"
+    first, second = run(), run()
+    assert first.made == ["merged"]
+    assert second.made == []
+    assert said in first.err
+    assert said in second.err

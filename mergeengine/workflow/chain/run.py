@@ -213,6 +213,9 @@ class _Run:
             there = outcome == "reused"
             if there and not isinstance(step.work, External):
                 clear_leftovers(step.output)
+            manifest = self.survey.manifest(step) if there else None
+            for warning in manifest.warnings if manifest is not None else ():
+                self.listener.warn(f"{step.id}: {warning}")
             size, measured = (_size(step.output), measured_by(step)) if there else (0, {})
             self._end(StepResult(step, outcome, look.reason, 0.0, size, measured))
 

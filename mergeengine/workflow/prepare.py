@@ -13,6 +13,7 @@ from mergeengine.compiler.requantise import requantised
 from mergeengine.compiler.schedule import Schedule, schedule
 from mergeengine.compiler.tokens import look_up_tokens
 from mergeengine.errors import OutputError, PlanError, VerificationError
+from mergeengine.execution import native
 from mergeengine.output.companions import CompanionSet
 from mergeengine.output.layout import Layout, lay_out
 from mergeengine.output.lock import PlanLock, lock_path, read_lock
@@ -126,7 +127,13 @@ def prepare(
         identity=_identity(plan, plan.identity_document, pins, companions),
         basis=_identity(plan, without_on_nonfinite, pins, companions),
         notes=(*bound.notes, *companions.notes),
-        warnings=(*plan.warnings, *bound.warnings, *_zero_deltas(plan, pins), *companions.warnings),
+        warnings=(
+            *plan.warnings,
+            *bound.warnings,
+            *_zero_deltas(plan, pins),
+            *companions.warnings,
+            *([refused] if (refused := native.refused()) else []),
+        ),
     )
 
 

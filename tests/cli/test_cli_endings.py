@@ -23,6 +23,7 @@ from mergeengine.errors import (
 )
 from mergeengine.execution import native
 from mergeengine.execution.presence import only_the_cpu
+from tests.compiled_loop import needs_loop
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -166,7 +167,7 @@ def test_validate_imports_no_torch(here):
     assert not imported("validate", "plan.yaml") & heavy
 
 
-@pytest.mark.skipif(native.library() is None, reason="without the compiled loop torch computes")
+@needs_loop
 @pytest.mark.skipif(not only_the_cpu("auto"), reason="torch is asked about the accelerator")
 def test_an_ordinary_merge_imports_no_torch(here):
     assert not imported("run", "plan.yaml") & {"torch", "numpy", "transformers", "fsspec"}

@@ -4,6 +4,7 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from ctypes import sizeof
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,9 @@ from mergeengine.lazy.dtypes import BFLOAT16, BY_NAME, FLOAT16, FLOAT32
 from mergeengine.lazy.partition import CHUNK
 from mergeengine.lazy.stored import Stored, StoredFile
 from mergeengine.lazy.tensor import LazyTensor
+from tests.compiled_loop import needs_loop
 
-pytestmark = pytest.mark.skipif(
-    native.library() is None, reason="the compiled loop was not built: there is no C compiler"
-)
+pytestmark = needs_loop
 
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 EXPRESSIONS: dict[str, Callable[[LazyTensor, LazyTensor, LazyTensor], LazyTensor]] = {
@@ -343,6 +343,33 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with pytest.raises(CheckpointError, match=r"/a: cannot be read: Bad file descriptor"):
             list(stream(planned, reader))
     os.close(unreadable)
+
+
+def test_the_loop_is_of_these_sources() -> None:
+    """One that is refused would leave everything to torch, and what is tested here untested."""
+    assert native.refused() is None
+    assert native.library() is not None
+
+
+def test_a_loop_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "INTERFACE", native.INTERFACE + 1)
+    monkeypatch.setattr(native, "_found", native._found.__wrapped__)
+    assert native.library() is None
+    said = native.refused()
+    assert said is not None
+    assert "the compiled loop is not used: it was built from another version" in said
+    assert "install the package again" in said
+
+
+def test_a_file_that_is_no_library_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for suffix in EXTENSION_SUFFIXES:
+        (tmp_path / f"_native{suffix}").write_text("not a library")
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(native, "_found", native._found.__wrapped__)
+    assert native.library() is None
+    assert "the compiled loop is not used" in (native.refused() or "")
 
 
 def test_the_structures_are_those_of_the_c_file() -> None:

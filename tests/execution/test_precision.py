@@ -19,6 +19,8 @@ from mergeengine.execution.precision import Loss, Precision, error_of
 from mergeengine.lazy.dtypes import BY_NAME, FLOAT16
 from mergeengine.lazy.partition import CHUNK, SAMPLE
 from mergeengine.lazy.tensor import LazyTensor, concat
+from tests.compiled_loop import needs_loop
+from tests.execution.schedules import Kept, blocks
 from tests.execution.schedules import Kept, blocks
 from tests.execution.test_fused import leaf, random_bits
 
@@ -97,7 +99,7 @@ def test_the_figures_are_those_of_whole_tensors_in_memory(
     assert low <= error <= high
 
 
-@pytest.mark.skipif(native.library() is None, reason="there is no C compiler")
+@needs_loop
 @pytest.mark.parametrize("level", range(3))
 @settings(
     max_examples=40,

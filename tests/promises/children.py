@@ -143,7 +143,7 @@ def slow_writes(seconds: float) -> None:
 def compiled(loop: bool) -> None:
     """Whether flat blocks are computed by the compiled loop, or everything by torch."""
     if loop:
-        assert native.library() is not None
+        assert native.library() is not None, native.refused()
     else:
         os.environ[native.SWITCH] = "0"
 

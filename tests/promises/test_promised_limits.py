@@ -13,7 +13,7 @@ from children import Child, compiled, default_budget, projection, run_with, take
 from control_groups import limited
 from lineage import many, sparse_lineage
 
-from mergeengine.execution import native
+from tests.compiled_loop import needs_loop
 
 MiB = 1 << 20
 PROMISED = 256 * MiB
@@ -21,11 +21,7 @@ ANSWERED = 0
 KILLED = -9
 
 LOOPS = [
-    pytest.param(
-        True,
-        marks=pytest.mark.skipif(native.library() is None, reason="the loop is not compiled"),
-        id="compiled",
-    ),
+    pytest.param(True, marks=needs_loop, id="compiled"),
     pytest.param(False, id="torch"),
 ]
 LARGE = many(2, 60, 1000, 1000)  # 240 MB a model: no file fits into PROMISED beside another

@@ -15,7 +15,7 @@ from children import Child, compiled, run_with, without_output
 from lineage import Shapes, llama, many, sparse_lineage, write_model, write_plan
 from torch import Tensor
 
-from mergeengine.execution import native
+from tests.compiled_loop import needs_loop
 
 MiB = 1 << 20
 PROMISED = 256 * MiB
@@ -26,13 +26,7 @@ pytestmark = [
     pytest.mark.parametrize(
         "loop",
         [
-            pytest.param(
-                True,
-                marks=pytest.mark.skipif(
-                    native.library() is None, reason="the loop is not compiled"
-                ),
-                id="compiled",
-            ),
+            pytest.param(True, marks=needs_loop, id="compiled"),
             pytest.param(False, id="torch"),
         ],
     ),

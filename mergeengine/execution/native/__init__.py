@@ -99,8 +99,9 @@ class Library:
     def __init__(self, path: Path) -> None:
         self.path = path
         loaded = ctypes.CDLL(str(path))
-        if loaded.me_interface() != INTERFACE:
-            raise OSError(f"{path}: built from an earlier version")
+        interface = getattr(loaded, "me_interface", None)
+        if interface is None or interface() != INTERFACE:
+            raise OSError("it was built from another version of its sources")
         self.level: int = loaded.me_level()
         self._run = loaded.me_merge
         self._run.argtypes = [
@@ -155,17 +156,26 @@ class Library:
 
 
 @cache
-def _library() -> Library | None:
+def _found() -> Library | str | None:
+    """The compiled loop, or why it is not used, or None where there is none."""
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_native{suffix}")
         if path.exists():
             try:
                 return Library(path)
-            except (OSError, AttributeError):  # built for another system, or before
-                return None
+            except (OSError, AttributeError) as error:  # built for another system, or before
+                return f"{path}: the compiled loop is not used: {error}"
     return None
 
 
 def library() -> Library | None:
-    """The compiled loop; None where it was not built, or ``MERGEENGINE_NATIVE=0``."""
-    return None if os.environ.get(SWITCH) == "0" else _library()
+    """The compiled loop; None where it was not built or is refused, or ``MERGEENGINE_NATIVE=0``."""
+    found = _found()
+    return found if isinstance(found, Library) and os.environ.get(SWITCH) != "0" else None
+
+
+def refused() -> str | None:
+    """Why a loop that was built is not used (it is older than this package, or for another system),
+    and what to do; None where there is none, or nothing is wrong with it."""
+    found = _found()
+    return f"{found}; install the package again to build it" if isinstance(found, str) else None

@@ -23,7 +23,7 @@ from mergeengine.compiler.merging import (
     term,
 )
 from mergeengine.compiler.rules import check_parameters, check_renames, check_rules, shadowed
-from mergeengine.compiler.tokens import look_up_tokens
+from mergeengine.compiler.tokens import Found, look_up_tokens
 from mergeengine.errors import CheckpointError
 from mergeengine.lazy.tensor import LazyTensor
 from mergeengine.lazy.weight import Weight, difference, node_of
@@ -161,16 +161,19 @@ def bind(
     sources: Iterable[tuple[Source, Checkpoint, Checkpoint]],
     files: Files | None = None,
     tokenizer: Checkpoint | None = None,
+    tokens: Found | None = None,
 ) -> Binding:
     """Decide each output tensor. ``sources`` are (source, its base, its fine-tune), ``files`` what
-    masks are read from, ``tokenizer`` the model whose tokenizer the output gets.
+    masks are read from, ``tokenizer`` the model whose tokenizer the output gets. ``tokens`` that
+    masks name are looked up where they are not given.
 
     Raises CheckpointError with the complete list of what does not fit, and PlanError for a mask
     or dtype rule that matches no tensor, and for tokens that the tokenizer has not.
     """
     method = method_of(plan)
     three = list(sources)
-    plan, _ = look_up_tokens(plan, tokenizer or target, target, [ft for _, _, ft in three])
+    fts = [ft for _, _, ft in three]
+    plan, _ = look_up_tokens(plan, tokenizer or target, target, fts, tokens)
     three = [(own, base, ft) for own, (_, base, ft) in zip(plan.sources, three, strict=True)]
     aligned = align(plan, target, three, tokenizer)
     target = aligned.target

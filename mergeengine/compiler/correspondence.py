@@ -53,6 +53,9 @@ class Counterparts:
         self._rename(self.unmatched[:])
 
     def _rename(self, rules: list[Rename]) -> None:
+        if not rules:
+            self._names = {name: name for name in self.other.tensors}
+            return
         for own in self.other.tensors:
             name = own
             for rule in rules:

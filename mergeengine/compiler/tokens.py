@@ -21,12 +21,18 @@ Found = Mapping[str, Mapping[str, int]]
 
 
 def look_up_tokens(
-    plan: Plan, tokenizer: Checkpoint, target: Checkpoint, fts: Sequence[Checkpoint]
+    plan: Plan,
+    tokenizer: Checkpoint,
+    target: Checkpoint,
+    fts: Sequence[Checkpoint],
+    known: Found | None = None,
 ) -> tuple[Plan, Found]:
-    """The plan with the rows of its tokens, and what was found where.
+    """The plan with the rows of its tokens, and what was found where. ``known`` is what was found
+    before for the same plan: it is not read again.
 
     PlanError for tokens that are not there, or where no tokenizer lists its tokens.
     """
+    before = known or {}
     found: dict[str, dict[str, int]] = {}
     problems: list[str] = []
 
@@ -34,7 +40,10 @@ def look_up_tokens(
         texts = sorted({text for entry in masks.entries for text in _texts(entry)})
         if not texts:
             return masks
-        asked = ((model, token_ids(model, texts)) for model in dict.fromkeys(models))
+        asked = (
+            (model, before.get(str(model)) or token_ids(model, texts))
+            for model in dict.fromkeys(models)
+        )
         model, ids = next(((m, i) for m, i in asked if i is not None), (None, {}))
         if model is None or len(ids) < len(texts):
             problems.extend(_problems(masks, ids, model, models))

@@ -64,7 +64,10 @@ def arrange(
         return None
     if plan.compatibility == "finetuning-transfer":
         return _padded(sizes, target, bases, fts)
-    tables = _tables(sizes)
+    keys = {model: (size, vocabulary_digest(model)) for model, size in sizes.items()}
+    if len(set(keys.values())) == 1 and (tokenizer is None or tokenizer in sizes):
+        return None  # nearly always: no tokens are read
+    tables = _tables(keys)
     known = [model for model in tables if tables[model] is not None]
     donor = tokenizer if tokenizer is not None else target
     if donor not in tables:
@@ -82,14 +85,14 @@ def arrange(
     return _Arranging(plan, target, bases, fts, donor, sizes, tables).result()
 
 
-def _tables(sizes: dict[Checkpoint, int]) -> dict[Checkpoint, TokenRows | None]:
-    """The tokens of each model's rows; equal files are read once."""
+def _tables(keys: dict[Checkpoint, tuple[int, str]]) -> dict[Checkpoint, TokenRows | None]:
+    """The tokens of each model's rows; equal files are read once. ``keys`` are the rows and the
+    digests of the vocabularies."""
     made: dict[tuple[int, str], TokenRows | None] = {}
     tables = {}
-    for model, size in sizes.items():
-        key = size, vocabulary_digest(model)
+    for model, key in keys.items():
         if key not in made:
-            made[key] = token_rows(model, size)
+            made[key] = token_rows(model, key[0])
         tables[model] = made[key]
     return tables
 

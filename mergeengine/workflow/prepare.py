@@ -11,7 +11,7 @@ from mergeengine.compiler.binding import Binding, bind
 from mergeengine.compiler.merging import method_of
 from mergeengine.compiler.requantise import requantised
 from mergeengine.compiler.schedule import Schedule, schedule
-from mergeengine.compiler.tokens import look_up_tokens
+from mergeengine.compiler.tokens import Found, look_up_tokens
 from mergeengine.errors import OutputError, PlanError, VerificationError
 from mergeengine.execution import native
 from mergeengine.output.companions import CompanionSet
@@ -103,7 +103,7 @@ def prepare(
     if plan.file.resolve().is_relative_to(path.resolve()):
         raise OutputError(f"{path}: the plan lies there; choose a folder of its own")
     check_apart(path, models.inputs())
-    bound = bind_models(plan, models)
+    bound = bind_models(plan, models, pins.substituted.get("tokens"))
     companions = accompany(plan, models, bound.binding)
     if planned:
         bound = replace(bound, binding=fused(bound.binding, planned))
@@ -199,12 +199,13 @@ def _pinned(plan: Plan, models: Models, contents: Mapping[str, str]) -> PlanLock
     return PlanLock(contents, {**plan.substituted.document(), **looked_up})
 
 
-def bind_models(plan: Plan, models: Models) -> Bound:
-    """Decide each output tensor; CheckpointError where the models do not fit together."""
+def bind_models(plan: Plan, models: Models, tokens: Found | None = None) -> Bound:
+    """Decide each output tensor; CheckpointError where the models do not fit together. ``tokens``
+    are those that were looked up already."""
     notes, warnings = models.examine(plan)
     sources = list(zip(plan.sources, models.bases, models.fts, strict=True))
     files = {mask.reference: mask.tensors for mask in models.masks}
-    binding = bind(plan, models.target, sources, files, models.tokenizer)
+    binding = bind(plan, models.target, sources, files, models.tokenizer, tokens)
     if plan.output.quantization == "keep":
         binding = requantised(binding, models.target)
     return Bound(binding, (*notes, *binding.notes), (*warnings, *binding.warnings))

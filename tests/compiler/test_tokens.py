@@ -6,6 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mergeengine.checkpoints.vocabulary import token_ids
+from mergeengine.compiler import tokens as tokens_module
+from mergeengine.compiler import vocabulary as vocabulary_module
 from mergeengine.errors import PlanError, VerificationError
 from mergeengine.plan import parse_plan
 from mergeengine.workflow.prepare import prepare
@@ -138,3 +141,34 @@ def test_ids_that_change_are_another_output(models, tmp_path):
         run(plan, device="cpu", locked=True)
     assert run(plan, device="cpu").made
     assert changed(tmp_path, models) == [3]
+
+
+def test_tokens_are_looked_up_once(models, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(tokens_module, "token_ids", lambda *a: asked.append(a) or token_ids(*a))
+    run(write(tmp_path, '["<|im_start|>"]'), device="cpu")
+    assert changed(tmp_path, models) == [4]
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("vocabulary", ["align", "target", "source_ft", "error"])
+def test_where_all_vocabularies_are_equal_no_token_is_read(
+    vocabulary, models, tmp_path, monkeypatch
+):
+    def read(*_):
+        raise AssertionError("tokens were read")
+
+    monkeypatch.setattr(vocabulary_module, "token_rows", read)
+    plan = write(tmp_path, "[1]", rest=f"source_ft: ./ft\nvocabulary: {vocabulary}\n")
+    assert prepare(parse_plan(plan.read_text(), plan)).binding.vocabulary == {}
+    tokenizer(tmp_path / "ft", {token: place for place, token in enumerate(TOKENS[::-1])})
+    with pytest.raises(AssertionError):
+        prepare(parse_plan(plan.read_text(), plan))
+
+
+def test_another_tokenizer_is_read_even_where_all_models_are_alike(models, tmp_path):
+    tokenizer(tmp_path / "other", {token: place for place, token in enumerate(TOKENS[::-1])})
+    rest = "source_ft: ./ft\n"
+    plan = write(tmp_path, "[0]", rest=rest)
+    text = plan.read_text().replace("{path: out}", "{path: out, tokenizer: ./other}")
+    assert prepare(parse_plan(text, plan)).binding.vocabulary["rows"] == 9

@@ -4,6 +4,7 @@ A model has thousands of tensors and few shapes, so compiling each expression an
 the planning.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +12,8 @@ from mergeengine.compiler.program import (
     Load,
     Piece,
     Program,
+    beside,
     compile_expressions,
-    concatenated,
     contiguous,
     is_scalar,
 )
@@ -35,24 +36,29 @@ class Programs:
     def __init__(self) -> None:
         self._compiled: dict[Form, _Compiled] = {}
 
-    def pieces(self, *roots: Node) -> tuple[Piece, ...]:
+    def pieces(self, *roots: Node, targets: Sequence[Node | None] = ()) -> tuple[Piece, ...]:
         """The programs that together cover ``roots``, which are of one ``grid``."""
+        targets = targets or [None] * len(roots)
         if len(roots) == 1:
-            return tuple([Piece(box, self.program(node)) for box, node in concatenated(roots[0])])
+            parts = beside(roots[0], targets[0])
+            return tuple([Piece(box, self.program(node, targets=[to])) for box, node, to in parts])
         return tuple(
-            Piece(parts[0][0], self.program(*(node for _, node in parts)))
-            for parts in zip(*map(concatenated, roots), strict=True)
+            Piece(
+                parts[0][0],
+                self.program(*[part[1] for part in parts], targets=[part[2] for part in parts]),
+            )
+            for parts in zip(*map(beside, roots, targets), strict=True)
         )
 
-    def program(self, *roots: Node) -> Program:
+    def program(self, *roots: Node, targets: Sequence[Node | None]) -> Program:
         """What ``compile_expressions`` makes of expressions of this form, with their own views."""
         views: list[Node] = []
-        form = _form(roots, views)
+        form = _form(roots, targets, views)
         if form is None:
-            return compile_expressions(*roots)
+            return compile_expressions(*roots, targets=targets)
         known = self._compiled.get(form)
         if known is None:
-            program = compile_expressions(*roots)
+            program = compile_expressions(*roots, targets=targets)
             places = {view: place for place, view in enumerate(views)}
             loaded = [places[i.view] if isinstance(i, Load) else None for i in program.instructions]
             self._compiled[form] = _Compiled(program, tuple(loaded))
@@ -64,7 +70,9 @@ class Programs:
         return replace(known.program, instructions=tuple(instructions))
 
 
-def _form(roots: tuple[Node, ...], views: list[Node]) -> Form | None:
+def _form(
+    roots: tuple[Node, ...], targets: Sequence[Node | None], views: list[Node]
+) -> Form | None:
     """All that a program depends on apart from its views, which are gathered in ``views``.
 
     The nodes from the roots down, depth first, one met again as its number. None where numbers of
@@ -89,4 +97,6 @@ def _form(roots: tuple[Node, ...], views: list[Node]) -> Form | None:
         else:
             form += (node.shape, contiguous(node))
             views.append(node)
+    for target in targets:  # which of the nodes it is, if any
+        form.append(None if target is None else numbers.get(target, -1))
     return tuple(form)

@@ -507,5 +507,6 @@ def _output(
 ) -> BoundTensor:
     dtype = (plan.output.dtype.at(facts) if tensor.dtype.is_float else None) or tensor.dtype
     compute = compute_dtype(dtype, plan.numerics.compute_dtype)
-    output = OutputTensor(tensor.name, dtype, compute, value.node)
+    target = node_of(tensor) if value.node.shape == tensor.shape else None
+    output = OutputTensor(tensor.name, dtype, compute, value.node, target)
     return BoundTensor(output, kind, origin or tensor, facts, deltas, settings)

@@ -13,13 +13,15 @@ class OutputTensor:
     """One tensor of the output.
 
     ``compute`` is the dtype of its arithmetic. Where the expression is a stored tensor of the
-    output's own dtype, nothing is computed and its bytes are copied.
+    output's own dtype, nothing is computed and its bytes are copied. ``target`` is what the tensor
+    would be without any merge, as far as that is known.
     """
 
     name: str
     dtype: DType
     compute: DType
     node: Node
+    target: Node | None = None
 
     @property
     def shape(self) -> Shape:

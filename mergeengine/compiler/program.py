@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
+from mergeengine.lazy import algebra
 from mergeengine.lazy.algebra import Box
 from mergeengine.lazy.dtypes import FLOAT64, DType
 from mergeengine.lazy.nodes import GENERATED, WHOLE, Node, Shape
@@ -117,6 +118,15 @@ def concatenated(root: Node) -> Iterator[tuple[Box, Node]]:
         start += piece.shape[dimension]
 
 
+def beside(root: Node, target: Node | None) -> Iterator[tuple[Box, Node, Node | None]]:
+    """As ``concatenated``, each with the same part of ``target``."""
+    for box, node in concatenated(root):
+        if target is None or node is root:
+            yield box, node, target
+        else:
+            yield box, node, algebra.slice_box(target, box)
+
+
 def is_scalar(node: Node) -> bool:
     """A number: its value is known before any block is computed, once reductions have run."""
     if node.shape != () and node.op != "constant":
@@ -149,8 +159,9 @@ def flat_start(view: Node) -> tuple[Node, int]:
     return held, view.attributes[0][0][0] * prod(held.shape[1:])  # a slice of the first dimension
 
 
-def compile_expressions(*roots: Node) -> Program:
-    """Instructions for expressions of one shape, without concatenations.
+def compile_expressions(*roots: Node, targets: Sequence[Node | None] = ()) -> Program:
+    """Instructions for expressions of one shape, without concatenations. ``targets`` are what each
+    may be a sum upon: see ``begun_upon``.
 
     Operands that need more registers are computed first (Sethi and Ullman 1970), a shared
     operand is computed once, and a result takes the place of an operand that dies with it.
@@ -165,7 +176,8 @@ def compile_expressions(*roots: Node) -> Program:
             need[node] = max(count + held for held, count in enumerate(needs))
         else:
             need[node] = 1
-    begun = [begun_upon(root) for root in roots]
+    targets = targets or [None] * len(roots)
+    begun = [begun_upon(root, target) for root, target in zip(roots, targets, strict=True)]
     for start in begun:
         if start is not None and start.kind == "elementwise":
             uses[start] += 1  # nothing else takes its register
@@ -239,14 +251,18 @@ def compile_expressions(*roots: Node) -> Program:
     return Program(shape, tuple(instructions), tuple(found), count, flat)
 
 
-def begun_upon(root: Node) -> Node | None:
-    """What an expression without concatenations is a sum upon: the first operand of its first
-    addition, a view or what is made of views, as a target in 8 bits is. None where it is no sum, or
-    one upon a number or something that is spread."""
+def begun_upon(root: Node, target: Node | None = None) -> Node | None:
+    """What an expression without concatenations is a sum upon, None where it is no sum: its
+    ``target``, where that is the first operand of its first addition. Where no target is known it
+    is what stands there, if that is a view."""
     node = root
-    while node.op == "add":
+    while node.op == "add" and node is not target:
         node = node.inputs[0]
-    return None if node is root or is_scalar(node) or node.shape != root.shape else node
+    if node is root or is_scalar(node) or node.shape != root.shape:
+        return None
+    if target is None:
+        return None if node.kind == "elementwise" else node
+    return node if node is target else None
 
 
 def contiguous(view: Node) -> bool:

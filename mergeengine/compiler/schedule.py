@@ -300,9 +300,8 @@ def _tensor_schedule(destinations: list[Destination], programs: Programs) -> Ten
     for node, compute in prerequisites(first.compute, *nodes):
         kind: Literal["reduce", "whole"] = "reduce" if node.kind == "reduction" else "whole"
         before.append(Step(kind, node, compute, compute, programs.pieces(node.inputs[0])))
-    write = Step(
-        "write", first.node, first.compute, first.dtype, programs.pieces(*nodes), len(nodes)
-    )
+    pieces = programs.pieces(*nodes, targets=[each.output.target for each in destinations])
+    write = Step("write", first.node, first.compute, first.dtype, pieces, len(nodes))
     return TensorSchedule(tuple(destinations), tuple(before), write)
 
 

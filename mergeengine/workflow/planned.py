@@ -70,10 +70,11 @@ def fused(binding: Binding, planned: Iterable[PlannedCheckpoint]) -> Binding:
                     raise NotFusableError(output.name)
         whole = outputs.get(output.node.stored) if output.node.op == "stored" else None
         if whole is not None and _is_copied(whole):
-            node = whole.node  # copied byte for byte by both
+            node = target = whole.node  # copied byte for byte by both
         else:
-            (node,) = algebra.rebuilt([output.node], lambda held: _value(outputs.get(held)))
-        tensors.append(replace(tensor, output=replace(output, node=node)))
+            roots = [output.node, output.target or output.node]
+            node, target = algebra.rebuilt(roots, lambda held: _value(outputs.get(held)))
+        tensors.append(replace(tensor, output=replace(output, node=node, target=target)))
     return replace(binding, tensors=tuple(tensors))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from mergeengine.errors import OutputError
-from mergeengine.lazy.weight import node_of
 from mergeengine.output.lock import lock_path, write_lock
 from mergeengine.output.manifest import Model
 from mergeengine.plan.load import load_plan
@@ -118,7 +117,7 @@ def job_of(prepared: Prepared) -> Job:
         merged=tuple(
             tensor.output.name
             for tensor in prepared.binding.tensors
-            if tensor.kind == "merged" and tensor.output.node is not node_of(tensor.origin)
+            if tensor.kind == "merged" and tensor.output.node is not tensor.output.target
         ),
     )
 

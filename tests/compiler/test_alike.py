@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -113,9 +114,9 @@ def test_expressions_that_are_computed_together_keep_their_meanings(names: list[
 def test_expressions_alike_are_compiled_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[Node] = []
 
-    def counted(*roots: Node) -> Program:
+    def counted(*roots: Node, **targets: Any) -> Program:
         compiled.extend(roots)
-        return compile_expressions(*roots)
+        return compile_expressions(*roots, **targets)
 
     monkeypatch.setattr(alike, "compile_expressions", counted)
     programs = Programs()

@@ -1,7 +1,8 @@
 """What rounding lost: the same figures from the loop, from torch and by way of a device, and those
 of a naive computation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from mergeengine.lazy.partition import CHUNK, SAMPLE
 from mergeengine.lazy.tensor import LazyTensor, concat
 from tests.compiled_loop import needs_loop
 from tests.execution.schedules import Kept, blocks
-from tests.execution.schedules import Kept, blocks
 from tests.execution.test_fused import leaf, random_bits
 
 Store = Callable[[torch.Tensor], LazyTensor]
@@ -34,6 +34,7 @@ SUMS: dict[str, Expression] = {
     "masked": lambda t, b, f: t + (abs(f - b) > 0.5).where(f - b, -0.0),
     "upon what is computed": lambda t, b, f: (t * 0.5 - b) + 0.3 * (f - b) + 0.1 * (t * 0.5 - b),
     "upon what was rounded": lambda t, b, f: (t + 0.1 * b).round_to(FLOAT16) + 0.3 * (f - b),
+    "upon a sum": lambda t, b, f: (t + 0.1 * b) + 0.3 * (f - b),
 }
 LAYOUTS: dict[str, Expression] = {
     "permuted": lambda t, b, f: t.permute(1, 0) + 0.3 * (f.permute(1, 0) - b.permute(1, 0)),
@@ -43,8 +44,30 @@ LAYOUTS: dict[str, Expression] = {
     "upon 8 bits and scales": lambda t, b, f: (
         t * blocks(b, 4, 100).repeat([4, 100], t.shape) + 0.3 * (f - b)
     ),
+    "joined, upon 8 bits and scales": lambda t, b, f: concat(
+        [t * blocks(b, 4, 100).repeat([4, 100], t.shape) + 0.3 * (f - b), f[:7]]
+    ),
     "one column": lambda t, b, f: t + 0.3 * (f - b[:, :1]),
 }
+
+
+# What the sums above are upon, where that is not what is stored.
+UPON: dict[str, Expression] = {
+    "upon what is computed": lambda t, b, f: t * 0.5 - b,
+    "upon what was rounded": lambda t, b, f: (t + 0.1 * b).round_to(FLOAT16),
+    "upon a sum": lambda t, b, f: t + 0.1 * b,
+    "upon 8 bits and scales": lambda t, b, f: t * blocks(b, 4, 100).repeat([4, 100], t.shape),
+    "joined, upon 8 bits and scales": lambda t, b, f: concat(
+        [t * blocks(b, 4, 100).repeat([4, 100], t.shape), t[:7] * 2.0]
+    ),
+}
+
+
+def summed(
+    name: str, leaves: Sequence[LazyTensor], dtype: str, compute: str = "auto"
+) -> OutputTensor:
+    made = output((SUMS | LAYOUTS)[name](*leaves), dtype, compute)
+    return replace(made, target=UPON[name](*leaves).node) if name in UPON else made
 
 
 def measured(
@@ -143,7 +166,7 @@ def test_the_loop_and_torch_find_the_same(
         )
         for number, kind in enumerate(inputs)
     ]
-    tensors = [output(SUMS[name](*leaves), dtype, compute) for name in names]
+    tensors = [summed(name, leaves, dtype, compute) for name in names]
     with monkeypatch.context() as patch:
         patch.setattr(loop, "level", level)
         ours = measured(tensors, together=True)
@@ -165,7 +188,7 @@ def test_the_figures_do_not_depend_on_workers_and_blocks(
     leaves = [
         store(torch.randn(1300, 1700, generator=generator).to(torch.bfloat16)) for _ in range(3)
     ]
-    tensors = [output((SUMS | LAYOUTS)[name](*leaves), "bfloat16")]
+    tensors = [summed(name, leaves, "bfloat16")]
     found = {
         repr(measured(tensors, workers=workers, block_chunks=chunks))
         for workers, chunks in ((1, 1), (2, 1), (2, 3))

@@ -372,3 +372,26 @@ def test_a_bad_scale_is_named_beside_a_bad_weight(tmp_path: Path) -> None:
         mergeengine.run(plan(tmp_path))
     said = "source_base (./base) and w_scale_inv of source_ft (./ft) have such values there"
     assert said in str(raised.value)
+
+
+def test_the_targets_values_are_kept_by_methods_that_are_no_sums(tmp_path: Path) -> None:
+    """What a mean of models is of, weighted, is not the target; this has a value all the same."""
+    held = models(tmp_path, rows=30)
+    ft = spoil(tmp_path, "ft", (7, 5))
+    path = plan(
+        tmp_path,
+        method="linear",
+        target="./target",
+        sources=[{"model": "./target", "scaling": 0.5}, {"model": "./ft", "scaling": 0.5}],
+        on_nonfinite="keep_target",
+    )
+    document = json.loads(path.read_text())
+    del document["source_base"], document["source_ft"]
+    path.write_text(json.dumps(document))
+    result = mergeengine.run(path)
+    saved = load_file(result.output / "model.safetensors")["w"]
+    assert saved[7, 5] == held["target"][7, 5]
+    exact = (held["target"].double() + ft.double()) / 2
+    exact[7, 5] = held["target"][7, 5].double()
+    assert torch.allclose(saved.double(), exact, rtol=0.01)
+    assert result.report["precision"]["not_measured"] == ["n", "w"]

@@ -54,6 +54,10 @@ def make_case(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Case:
     return Case(lineage, hashes(lineage.out), hashes(old_copy), old_copy)
 
 
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("small")
@@ -81,7 +85,12 @@ def _kill_again_and_again(case: Case, kills: int, seed: int) -> int:
         while not finished:
             options = {"workers": chance.choice([1, 1, 3]), "block_chunks": chance.choice([1, 4])}
             slow = (children.slow_writes, 0.01 * options["workers"])
+            journal = case.lineage.partial / "journal"
+            before = _size(journal)
             child = Child(children.run_with, case.lineage.plan, options, slow).go()
+            if chance.random() < 0.5:  # else at any moment, on a slow machine before all chunks
+                while _size(journal) <= before and not child.ended():
+                    time.sleep(0.005)
             time.sleep(chance.random() * 0.4)
             if killed < kills and not child.ended():
                 child.kill()

@@ -119,7 +119,7 @@ def prepare(
         companions=companions,
         pins=pins,
         identity=_identity(plan, pins, companions),
-        notes=(*bound.notes, *companions.notes),
+        notes=(*plan.notes, *bound.notes, *companions.notes),
         warnings=(*plan.warnings, *bound.warnings, *_zero_deltas(plan, pins), *companions.warnings),
     )
 

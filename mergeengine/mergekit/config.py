@@ -171,7 +171,10 @@ class _Reader:
             inputs = tuple(self._inputs(models, layers=False))
             if inputs:
                 yield Slice(inputs, None, None, models.position)
-        elif slices is not None:
+        elif slices is None:
+            if not self.problems.found:
+                self.problems.add(inside.position, "expected `models` or `slices`, found none")
+        else:
             for each in self._listed(slices, "slices"):
                 known = ("sources", "base_model", "parameters", "residual_weight")
                 check_keys(each, known, self.problems)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from reference import merged
+from mergekit_reference import merged
 from safetensors.torch import load_file
-from tiny_models import make
+from tiny_llamas import make
 
 from mergeengine.cli import call
 

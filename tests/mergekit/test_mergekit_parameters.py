@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import evaluated, first
-from tiny_models import layer_of, named, shapes
+from mergekit_reference import evaluated, first
+from tiny_llamas import layer_of, named, shapes
 
 from mergeengine.plan.plan import Plan
 from mergeengine.values.anatomy import Anatomy

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from tiny_models import layer_of, named
+from tiny_llamas import layer_of, named
 
 Tensors = Mapping[str, np.ndarray]
 Weights = list[float]

@@ -10,7 +10,7 @@ import jinja2
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from tiny_models import make, read
+from tiny_llamas import make, read
 
 import mergeengine
 from mergeengine.cli import call

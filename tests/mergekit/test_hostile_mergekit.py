@@ -21,7 +21,8 @@ DOCUMENTS = [
 ]
 PIECES: list[Any] = [
     None, True, 0, -1, 1.5, float("inf"), "", "mlp", "$x ${y}", "a\nb", "\t", "a+b", "@", "+", "*",
-    [], [[]],    [None], {}, {"filter": "mlp"}, {"value": 1}, {"filter": [], "value": {}}, [{"value": [1, 2]}],
+    [], [[]], [None], {}, {"filter": "mlp"}, {"value": 1}, {"filter": [], "value": {}},
+    [{"value": [1, 2]}],
     {"model": {}}, {"kind": "zero"}, [0, 4], [4, 4], ["a", "b"], 10**400,
 ]  # fmt: skip
 

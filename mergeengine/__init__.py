@@ -26,11 +26,11 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from mergeengine.lazy.tensor import LazyTensor
-    from mergeengine.plan.load import load_plan
     from mergeengine.plan.plan import Plan
     from mergeengine.workflow.existing import verify
     from mergeengine.workflow.lazy_checkpoint import Block, LazyCheckpoint, compile_plan
     from mergeengine.workflow.lazy_checkpoint import open_lazily as open_checkpoint
+    from mergeengine.workflow.reading import load_plan
     from mergeengine.workflow.run import RunResult, run
     from mergeengine.workflow.sweep import sweep
 
@@ -50,7 +50,7 @@ _HOMES = {
     "RunResult": "workflow.run:RunResult",
     "VerificationError": "errors:VerificationError",
     "compile_plan": "workflow.lazy_checkpoint:compile_plan",
-    "load_plan": "plan.load:load_plan",
+    "load_plan": "workflow.reading:load_plan",
     "open_checkpoint": "workflow.lazy_checkpoint:open_lazily",
     "run": "workflow.run:run",
     "sweep": "workflow.sweep:sweep",

@@ -43,6 +43,15 @@ def parse_chain(text: str, file: str | os.PathLike[str], overrides: Sequence[str
         found = "nothing" if root is None else root.described
         problems.add(place, f"expected a chain: lines of `key: value`, found {found}")
         raise problems.error()
+    return chain_of(root, file, overrides, problems)
+
+
+def chain_of(
+    root: Node, file: str | os.PathLike[str], overrides: Sequence[str], problems: Problems
+) -> Chain:
+    """The chain that a tree is, whatever it was made of."""
+    assert isinstance(root.value, dict)
+    shown = os.fspath(file)
     if root.get("version") is None:
         problems.add(root.position, "`version` is missing: a chain begins with `version: 1`")
         root.value["version"] = Node(root.position, 1)

@@ -25,8 +25,8 @@ def command() -> None:
 @options.overrides_option
 def graph(chain_file: Path, style: str, overrides: tuple[str, ...]) -> None:
     """Draw which steps take what."""
-    from mergeengine.chain.load import load_chain
     from mergeengine.chain.picture import dot, mermaid
+    from mergeengine.workflow.reading import load_chain
 
     chain = load_chain(chain_file, overrides)
     emit((mermaid if style == "mermaid" else dot)(chain))
@@ -47,7 +47,7 @@ def status(
     style: str,
 ) -> None:
     """Show which steps are up to date, which are not, and why. Reads no weights."""
-    from mergeengine.chain.load import load_chain
+    from mergeengine.workflow.reading import load_chain
 
     given = {
         "steps": steps,

@@ -23,10 +23,11 @@ _CHAINS_ONLY = {
 }
 
 
-def check_options(given: Mapping[str, Any], chain: bool) -> None:
-    """Options of plans do not go with a chain, and those of chains not with a plan."""
+def check_options(given: Mapping[str, Any], chain: bool, *allowed: str) -> None:
+    """Options of plans do not go with a chain, but those ``allowed``, and those of chains not with
+    a plan."""
     for name, option in (_PLANS_ONLY if chain else _CHAINS_ONLY).items():
-        if given.get(name):
+        if given.get(name) and name not in allowed:
             what = ("a chain", "plans") if chain else ("a plan", "chains")
             raise click.ClickException(f"{option} is an option of {what[1]}; this is {what[0]}")
 
@@ -48,14 +49,21 @@ def options_of(given: Mapping[str, Any]) -> "Options":
     )
 
 
+def _loaded(file: Path, given: Mapping[str, Any]) -> "Chain":
+    """The chain; of several mergekit configurations `--output` says where the result goes."""
+    from mergeengine.workflow.reading import is_configs, load_chain
+
+    configs = is_configs(file)
+    check_options(given, True, *(["output"] if configs else []))
+    return load_chain(file, given["overrides"], given.get("output") if configs else None)
+
+
 def run(file: Path, given: Mapping[str, Any]) -> None:
     """Bring a chain up to date, and tell what was done: the table on stdout, the rest on stderr."""
-    from mergeengine.chain.load import load_chain
     from mergeengine.workflow.chain.results import Listener
     from mergeengine.workflow.chain.run import run_chain
 
-    check_options(given, chain=True)
-    chain = load_chain(file, given["overrides"])
+    chain = _loaded(file, given)
     tell_findings((), chain.warnings)
     if given["dry_run"]:
         tell_foreseen(chain, options_of(given), given["style"])
@@ -75,10 +83,7 @@ def run(file: Path, given: Mapping[str, Any]) -> None:
 
 def plan(file: Path, given: Mapping[str, Any], expand: bool) -> None:
     """Show what a run would do with each step, or the chain as plain steps."""
-    from mergeengine.chain.load import load_chain
-
-    check_options(given, chain=True)
-    chain = load_chain(file, given["overrides"])
+    chain = _loaded(file, given)
     if expand:
         emit(expanded(chain).rstrip())
         return

@@ -19,6 +19,7 @@ COMMANDS = {
     "lock": "Write, check or update the lock of a plan's inputs.",
     "inspect": "Describe a model.",
     "chain": "Look at chains: the state of their steps, and a picture.",
+    "convert": "Write the plan that a mergekit configuration is.",
     "methods": "List and explain the merge methods.",
     "schema": "Print the JSON Schema of plans or chains, for editors.",
     "clean": "Remove what stopped runs left unfinished.",

@@ -43,9 +43,8 @@ def command(
     tensor whose name fits is shown by itself. Only the headers of the models are read.
     """
     from mergeengine.analysis.explain import describe, explain, group
-    from mergeengine.chain.recognition import is_chain
-    from mergeengine.plan import load_plan
     from mergeengine.workflow.prepare import bind_models, resolve
+    from mergeengine.workflow.reading import is_chain, load_plan
     from mergeengine.workflow.settings import Settings
 
     settings = Settings(offline=offline)
@@ -83,10 +82,10 @@ def _merge_of(
 ) -> Iterator[tuple["Plan", "Models"]]:
     """A merge of a chain, and its models: those that it is fused with as they would be."""
     from mergeengine.chain.chain import Merge
-    from mergeengine.chain.load import load_chain
     from mergeengine.cli.chain_run import step_of
     from mergeengine.output.lock import PlanLock, lock_path, read_lock
     from mergeengine.workflow.chain.merges import Merges
+    from mergeengine.workflow.reading import load_chain
 
     chain = load_chain(file, overrides)
     merges = [each for each in chain.steps if isinstance(each.work, Merge)]

@@ -20,10 +20,8 @@ def command(plan_file: Path, check: bool, update: bool, offline: bool, style: st
     Hub models keep the commits that are locked already. The lock belongs under version control;
     `run --locked` refuses other inputs. PLAN may be a chain.
     """
-    from mergeengine.chain.load import load_chain
-    from mergeengine.chain.recognition import is_chain
-    from mergeengine.plan import load_plan
     from mergeengine.workflow.locking import check_plan_lock, lock_chain, lock_plan
+    from mergeengine.workflow.reading import is_chain, load_chain, load_plan
     from mergeengine.workflow.settings import Settings
 
     if check and update:

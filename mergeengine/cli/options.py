@@ -83,7 +83,9 @@ _RUN_OPTIONS = (
         metavar="N",
         help="Threads that read, compute and write.  [default: by the processors]",
     ),
-    click.option("--output", type=PATH, help="Where the output goes, whatever the plan says."),
+    click.option(
+        "--output", "-o", type=PATH, help="Where the output goes, whatever the plan says."
+    ),
     overrides_option,
     click.option(
         "--sweep",

@@ -62,8 +62,8 @@ def command(
 
     What does not fit this machine is told and is no error here. Of a chain, the state of each step.
     """
-    from mergeengine.chain.recognition import is_chain
     from mergeengine.cli import chain_run
+    from mergeengine.workflow.reading import is_chain
 
     if is_chain(plan_file):
         if old_file is not None:
@@ -73,7 +73,7 @@ def command(
     chain_run.check_options(context.params, chain=False)
     if expand:
         raise click.ClickException("--expand is an option of chains; this is a plan")
-    from mergeengine.plan import load_plan
+    from mergeengine.workflow.reading import load_plan
     from mergeengine.workflow.settings import Settings
     from mergeengine.workflow.status import foresee, foresee_sweep
 

@@ -64,8 +64,8 @@ def command(
     PLAN may be a chain: each of its steps that is out of date is made, and a table of all steps
     printed.
     """
-    from mergeengine.chain.recognition import is_chain
     from mergeengine.cli import chain_run
+    from mergeengine.workflow.reading import is_chain
 
     if is_chain(plan_file):
         if log_file is not None:

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import click
 
-from mergeengine.chain.recognition import is_chain
 from mergeengine.cli import options
 from mergeengine.cli.console import complain, emit, emit_json, tell_findings
 from mergeengine.compiler.merging import method_of
 from mergeengine.errors import PlanError
-from mergeengine.plan import load_plan
+from mergeengine.workflow.reading import is_chain, load_plan
 
 
 @click.command("validate")
@@ -48,6 +47,6 @@ def _warnings(file: Path) -> tuple[str, ...]:
         plan = load_plan(file)
         method_of(plan)
         return plan.warnings
-    from mergeengine.chain.load import load_chain
+    from mergeengine.workflow.reading import load_chain
 
     return load_chain(file).warnings

@@ -199,11 +199,11 @@ def bind(
                 for line in lines:
                     notes.add(sentence, line, "")
     facts = [tensor.facts for tensor in tensors]
-    check_rules(plan, anatomy, facts)
+    unmatched = check_rules(plan, anatomy, facts)
     return Binding(
         tuple(tensors),
         (*aligned.notes, *notes.texts()),
-        (*aligned.warnings, *shadowed(plan, facts)),
+        (*aligned.warnings, *unmatched, *shadowed(plan, facts)),
         aligned.counts,
         aligned.per_token,
     )

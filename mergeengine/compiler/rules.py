@@ -19,13 +19,14 @@ Listed = tuple[str, Position | None, Selector]
 """What a rule is called, where it stands, and what it selects."""
 
 
-def check_rules(plan: Plan, anatomy: Anatomy, tensors: Sequence[TensorFacts]) -> None:
-    """PlanError for every rule that matches no tensor, and for kinds that the model has not.
+def check_rules(plan: Plan, anatomy: Anatomy, tensors: Sequence[TensorFacts]) -> list[str]:
+    """PlanError for every rule that matches no tensor, and for kinds that the model has not; as
+    warnings where `on_unmatched` says so.
 
     What is inside `not` or `any` counts as well: a slip there would go unseen.
     """
     checked: dict[Selector, str | None] = {}
-    problems = []
+    problems: list[str] = []
     for what, position, selector in _rules(plan):
         for part in selector.parts():
             if part not in checked:
@@ -33,8 +34,9 @@ def check_rules(plan: Plan, anatomy: Anatomy, tensors: Sequence[TensorFacts]) ->
             if checked[part] is not None:
                 problems.append(f"{position}: this {what} {checked[part]}")
                 break
-    if problems:
+    if problems and plan.on_unmatched == "error":
         raise PlanError("\n".join(problems))
+    return problems
 
 
 def check_parameters(plan: Plan, anatomy: Anatomy) -> None:
@@ -112,7 +114,7 @@ def _shadowed_masks(plan: Plan, tensors: Sequence[TensorFacts]) -> list[str]:
         for masks in lists
         for deciding in [{id(first_match(masks.entries, tensor)) for tensor in tensors}]
         for entry in masks.entries
-        if id(entry) not in deciding
+        if id(entry) not in deciding and _selects(entry, tensors)
     ]
 
 
@@ -124,11 +126,17 @@ def _shadowed_rules(plan: Plan, tensors: Sequence[TensorFacts]) -> Iterator[str]
             continue
         deciding = {id(first_match(rules, tensor)) for tensor in tensors}
         for rule in rules:
-            if id(rule) not in deciding and not rule.selector.selects_all:
+            whole = rule.selector.selects_all
+            if id(rule) not in deciding and not whole and _selects(rule, tensors):
                 yield (
                     f"{rule.position}: this rule of `{key}` ({rule.selector.text}) decides no "
                     "tensor: earlier ones match all of its tensors, and the first match wins"
                 )
+
+
+def _selects(rule: Rule, tensors: Sequence[TensorFacts]) -> bool:
+    """Whether a rule matches any tensor: of one that does not it is told as that."""
+    return any(map(rule.selector.matches, tensors))
 
 
 def _problem(selector: Selector, anatomy: Anatomy, tensors: Sequence[TensorFacts]) -> str | None:

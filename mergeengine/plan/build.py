@@ -68,6 +68,7 @@ class _Builder:
             on_extra=keys.on_extra,
             on_mismatch=keys.on_mismatch,
             on_nonfinite=keys.on_nonfinite,
+            on_unmatched=keys.on_unmatched,
             document=self.root.plain,
             text=text,
             seed=keys.seed,
@@ -196,6 +197,7 @@ class _Builder:
             config=self._files_of("config", donors.get("config", keys.config)),
             generation_config=self._files_of("generation_config", keys.generation_config),
             quantization=keys.quantization,
+            chat_template=keys.chat_template,
         )
 
     def _files_of(self, key: str, value: str) -> Role | ModelReference:

@@ -8,7 +8,7 @@ nothing in a plan can name a Python object; so are merge keys.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,8 +123,29 @@ def read_yaml(text: str, place: Place, problems: Problems) -> Node | None:
 
     What stops the reading is raised at once; a repeated key and the like joins `problems`.
     """
+    read = _composed(text, place, problems, lambda composer: [composer.get_single_node()])
+    return read[0]
+
+
+def read_documents(text: str, place: Place, problems: Problems) -> list[Node]:
+    """The trees of a YAML text of any number of documents, without those that are empty."""
+
+    def each(composer: _Composer) -> Iterator[YamlNode | None]:
+        while composer.check_node():
+            yield composer.get_node()
+
+    read = _composed(text, place, problems, each)
+    return [node for node in read if node is not None and node.value is not None]
+
+
+def _composed(
+    text: str,
+    place: Place,
+    problems: Problems,
+    documents: Callable[[_Composer], Iterable[YamlNode | None]],
+) -> list[Node | None]:
     try:
-        composed = _Composer(text).get_single_node()
+        composed = list(documents(_Composer(text)))
     except _RefusedError as refused:
         problems.add(place(refused.mark), refused.message)
     except MarkedYAMLError as failure:
@@ -135,7 +156,8 @@ def read_yaml(text: str, place: Place, problems: Problems) -> Node | None:
         message = f"the character {character} is not allowed in a plan"
         problems.add(place(_mark(text, failure.position)), message)
     else:
-        return None if composed is None else _Tree(place, problems).build(composed, 0)
+        tree = _Tree(place, problems)
+        return [None if each is None else tree.build(each, 0) for each in composed]
     raise problems.error()
 
 
@@ -153,7 +175,7 @@ class _RefusedError(Exception):
         self.message = message
 
 
-class _Resolver(BaseResolver):
+class Resolver(BaseResolver):
     """Which unquoted words are not texts: the core schema of YAML 1.2."""
 
 
@@ -168,12 +190,12 @@ for _kind, _pattern, _first in (
         list("-+.0123456789"),
     ),
 ):
-    _Resolver.add_implicit_resolver(
+    Resolver.add_implicit_resolver(
         f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), _first
     )
 
 
-class _Composer(Reader, Scanner, Parser, Composer, _Resolver):
+class _Composer(Reader, Scanner, Parser, Composer, Resolver):
     """PyYAML's composer, with the depth and the number of nodes bounded."""
 
     def __init__(self, text: str) -> None:
@@ -181,7 +203,7 @@ class _Composer(Reader, Scanner, Parser, Composer, _Resolver):
         Scanner.__init__(self)
         Parser.__init__(self)
         Composer.__init__(self)
-        _Resolver.__init__(self)
+        Resolver.__init__(self)
         self._depth = 0
         self._nodes = 0
         self._open: list[str] = []
@@ -274,7 +296,7 @@ class _Tree:
 
 def plain_scalar(text: str) -> Scalar:
     """What `text` means in YAML where it stands without quotes; nothing is a text here."""
-    tag = _Resolver().resolve(ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    tag = Resolver().resolve(ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
     if tag.endswith(":null") or len(text) > _MAX_DIGITS:
         return text
     return _converted(tag, text)

@@ -62,7 +62,7 @@ class _Including:
         assert isinstance(root.value, dict)
         written = root.value.pop("include", None)
         root.keys.pop("include", None)
-        _rebase(root, os.path.relpath(opened.path.parent, self.folder))
+        rebase(root, os.path.relpath(opened.path.parent, self.folder))
         if written is None:
             return
         below = Node(root.position, {})
@@ -148,7 +148,7 @@ def _lay_over(below: Node, above: Node) -> None:
         below.keys[key] = above.keys[key]
 
 
-def _rebase(root: Node, prefix: str) -> None:
+def rebase(root: Node, prefix: str) -> None:
     """Let local paths, which start at the file's folder, start at the plan's."""
     if prefix == ".":
         return

@@ -53,6 +53,7 @@ _DESCRIPTIONS = {
     "config": "Where config.json comes from: target, source_ft or a model.",
     "generation_config": "Where it comes from: source_ft, target or a model.",
     "quantization": "Of weights that the target has in 8 bits: none, or keep to write them so.",
+    "chat_template": "auto, a name, or a template of Jinja; that of the tokenizer by default.",
     "numerics": "How is computed.",
     "compute_dtype": "Of the arithmetic; auto: float32, and float64 for float32 outputs.",
     "rename": "Names that the sources' tensors have in the target.",
@@ -65,6 +66,7 @@ _DESCRIPTIONS = {
     "vocabulary": "Whose tokens have rows in the output, where vocabularies differ.",
     "compatibility": "Other code whose way with vocabularies is taken, to compare with it.",
     "on_nonfinite": "Infinities or NaN among the computed values.",
+    "on_unmatched": "Rules, masks and others with selectors that match no tensor.",
 }
 _NAME = "[A-Za-z_][A-Za-z0-9_]*"
 _DEFINITIONS = {

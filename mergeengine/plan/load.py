@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mergeengine.errors import PlanError
 from mergeengine.plan.build import build
-from mergeengine.plan.document import place_in, read_yaml
+from mergeengine.plan.document import Node, place_in, read_yaml
 from mergeengine.plan.files import text_of
 from mergeengine.plan.include import lay_under
 from mergeengine.plan.overrides import apply_override
@@ -32,7 +32,7 @@ def load_plan(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Pl
 
 def parse_plan(text: str, file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Plan:
     """As `load_plan`, for a text that stands in `file`, which need not exist."""
-    shown, file, text = os.fspath(file), Path(file), text.removeprefix("\ufeff")
+    shown, text = os.fspath(file), text.removeprefix("\ufeff")
     problems = Problems()
     problems.open(shown, text)
     root = read_yaml(text, place_in(shown), problems)
@@ -44,7 +44,20 @@ def parse_plan(text: str, file: str | os.PathLike[str], overrides: Sequence[str]
         problems.add(root.position, message)
         raise problems.error()
     if root.get("merge_method") is not None:
-        raise PlanError(f"{root.keys['merge_method']}: {_MERGEKIT}")
+        told = _BOTH if root.get("version") is not None else _MERGEKIT
+        raise PlanError(f"{root.keys['merge_method']}: {told}")
+    return plan_of(root, text, file, overrides, problems)
+
+
+def plan_of(
+    root: Node,
+    text: str,
+    file: str | os.PathLike[str],
+    overrides: Sequence[str],
+    problems: Problems,
+) -> Plan:
+    """The plan that a tree is, whatever it was made of; ``text`` is what the user wrote."""
+    shown, file = os.fspath(file), Path(file)
     known = len(problems.found)
     includes = lay_under(root, file, shown, problems)
     if len(problems.found) > known:  # what is missing now may be in a file that was not read
@@ -84,7 +97,7 @@ def _unused(unused: dict[str, Position], shown: str) -> Iterator[str]:
             yield f"{at}: the variable `{name}` is never used: `${{{name}}}` would use it"
 
 
-_MERGEKIT = (
-    "this is a mergekit configuration, not a mergeengine plan; a plan names the models as "
-    "`target`, `source_base` and `source_ft`, and begins with `version: 1`"
+_MERGEKIT = "this is a mergekit configuration, not a plan; `mergeengine convert` makes a plan of it"
+_BOTH = (
+    "a plan's `method` is what mergekit calls `merge_method`; its configurations have no `version`"
 )

@@ -24,6 +24,7 @@ OnMismatch = Literal["error", "keep_target"]
 Vocabulary = Literal["align", "target", "source_ft", "error"]
 Compatibility = Literal["finetuning-transfer"]
 OnNonfinite = Literal["error", "keep_target", "allow"]
+OnUnmatched = Literal["error", "warn"]
 ComputeDtype = Literal["auto", "float32", "float64"]
 Role = Literal["target", "source_ft"]
 Quantization = Literal["none", "keep"]
@@ -90,7 +91,8 @@ class OutputOptions:
     `tokenizer`, `config` and `generation_config` name the model that these files come from:
     one of the plan's roles (with several sources ``source_ft`` is the first) or another model.
     `quantization` says what becomes of weights that the target has in 8 bits: written as what they
-    mean, or in 8 bits again.
+    mean, or in 8 bits again. `chat_template` is a template or a word for one; None: the
+    tokenizer's.
     """
 
     path: Path | None = None
@@ -100,6 +102,7 @@ class OutputOptions:
     config: Role | ModelReference = "target"
     generation_config: Role | ModelReference = "source_ft"
     quantization: Quantization = "none"
+    chat_template: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,8 @@ class Plan:
     method_position: Position | None = field(default=None, compare=False)
     parameters: Mapping[str, Parameter | Choice] = field(default_factory=dict)
     own_target: bool = True
+    on_unmatched: OnUnmatched = "error"
+    notes: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[object, ...]:

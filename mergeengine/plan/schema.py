@@ -36,12 +36,14 @@ from mergeengine.plan.plan import (
     OnMismatch,
     OnMissing,
     OnNonfinite,
+    OnUnmatched,
     Quantization,
     Vocabulary,
 )
 from mergeengine.plan.selecting import LAYERS, Layers, SelectorKeys
 from mergeengine.units import parse_size
 from mergeengine.values.actions import RowRange, Token
+from mergeengine.values.chat_templates import check_chat_template
 from mergeengine.values.nearest import did_you_mean, nearest
 from mergeengine.values.references import REFERENCE, check_path, check_reference
 from mergeengine.values.renaming import LayerMap
@@ -361,6 +363,7 @@ class OutputKeys(Keys):
     config: FilesOf = "target"
     generation_config: FilesOf = "source_ft"
     quantization: Quantization = "none"
+    chat_template: Annotated[str, checked(check_chat_template)] | None = None
 
 
 class NumericsKeys(Keys):
@@ -391,5 +394,6 @@ class PlanKeys(Keys):
     on_extra: OnExtra = "error"
     on_mismatch: OnMismatch = "error"
     on_nonfinite: OnNonfinite = "error"
+    on_unmatched: OnUnmatched = "error"
     vocabulary: Vocabulary = "align"
     compatibility: Compatibility | None = None

@@ -21,7 +21,14 @@ from mergeengine.plan.forms import (
 from mergeengine.plan.problems import Problems
 from mergeengine.values.excerpts import excerpt
 from mergeengine.values.nearest import did_you_mean
-from mergeengine.values.selectors import LAYERS_EXPECTED, LayerRange, Selector, compile_regex
+from mergeengine.values.selectors import (
+    LAYERS_EXPECTED,
+    SIDES,
+    Beyond,
+    LayerRange,
+    Selector,
+    compile_regex,
+)
 
 
 def layers_of(value: Any) -> LayerRange:
@@ -53,12 +60,23 @@ Lines = Annotated[list[Line], *_Many, one_or_list(LINE)]
 Regexes = Annotated[list[Annotated[Line, checked(compile_regex)]], *_Many, one_or_list(LINE)]
 
 
+def _place_of(value: Any) -> LayerRange | Beyond:
+    """Layers, or a side of all of them."""
+    return next((Beyond(side) for side in SIDES if value == side), None) or layers_of(value)
+
+
+_PLACE = {"anyOf": [{"type": "integer"}, {"type": "string", "pattern": r"^\s*[-0-9eoab]"}]}
+Places = Annotated[
+    list[Annotated[LayerRange | Beyond, PlainValidator(_place_of)]], *_Many, one_or_list(_PLACE)
+]
+
+
 _NAMES = ["layers", "match", "regex", "kind", "selection", "all", "any", "not"]
 _INSIDE = {"type": "object", "propertyNames": {"enum": _NAMES}}
 
 
 class SelectorKeys(Keys):
-    layers: Layers | None = None
+    layers: Places | None = None
     match: Lines | None = None
     regex: Regexes | None = None
     kind: Lines | None = None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from mergeengine.values.anatomy import TensorFacts
 from mergeengine.values.excerpts import excerpt
@@ -16,6 +16,9 @@ from mergeengine.values.positions import Position
 
 _RANGE = re.compile(r"(-?[0-9]{1,9})(?:\s*(-)\s*(-?[0-9]{1,9})?)?")
 _PARITIES = ("even", "odd")
+
+Side = Literal["before", "after"]
+SIDES: tuple[Side, ...] = ("before", "after")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,16 @@ class LayerRange:
         return f"{self.first}-{'' if self.last is None else self.last}"
 
 
+@dataclass(frozen=True, slots=True)
+class Beyond:
+    """What stands ``before`` the layers (embeddings), or ``after`` them (final norm, head)."""
+
+    side: Side
+
+    def __str__(self) -> str:
+        return self.side
+
+
 LAYERS_EXPECTED = "expected layers such as 4, 0-3, 28-, -1, -4--1, even or odd"
 
 
@@ -89,13 +102,13 @@ class Selector:
     """A choice of tensors; all conditions given must hold, none given selects all.
 
     Of a condition's several values one must hold: a tensor's layer lies in one of the ranges of
-    `layers` (a tensor outside the layers never does), one of the globs of `match` fits the whole
-    name (``*`` crosses dots, case matters), one of `regex` is found in it, it is of one of the
-    kinds of `kind`, one of the named selections of `selection` selects it. Of `every` all
-    selectors must select it, of `some` at least one, of `none` no one.
+    `layers`, or the tensor stands on a side of all layers that is named there; one of the globs of
+    `match` fits the whole name (``*`` crosses dots, case matters), one of `regex` is found in it,
+    it is of one of the kinds of `kind`, one of the named selections of `selection` selects it. Of
+    `every` all selectors must select it, of `some` at least one, of `none` no one.
     """
 
-    layers: tuple[LayerRange, ...] | None = None
+    layers: tuple[LayerRange | Beyond, ...] | None = None
     match: tuple[str, ...] | None = None
     regex: tuple[str, ...] | None = None
     kind: tuple[str, ...] | None = None
@@ -109,10 +122,8 @@ class Selector:
         return self == _ALL
 
     def matches(self, tensor: TensorFacts) -> bool:
-        if self.layers is not None:
-            layer, layers = tensor.layer, tensor.layers
-            if layer is None or not any(span.holds(layer, layers) for span in self.layers):
-                return False
+        if self.layers is not None and not any(_lies_in(each, tensor) for each in self.layers):
+            return False
         name = tensor.name
         return (
             (self.match is None or fits(self.match, name))
@@ -156,6 +167,13 @@ class Selector:
 
 
 _ALL = Selector()
+
+
+def _lies_in(where: LayerRange | Beyond, tensor: TensorFacts) -> bool:
+    layer = tensor.layer
+    if isinstance(where, Beyond):
+        return layer is None and tensor.stands_before == (where.side == "before")
+    return layer is not None and where.holds(layer, tensor.layers)
 
 
 def fits(globs: Iterable[str], name: str) -> bool:

@@ -12,6 +12,7 @@ from mergeengine.compiler.merging import method_of
 from mergeengine.lazy.nodes import Node, walk
 from mergeengine.lazy.stored import Stored
 from mergeengine.output.card import MergedModel, model_card, read_licence
+from mergeengine.output.chat_template import with_chat_template
 from mergeengine.output.companions import Companion, CompanionSet, gather_companions
 from mergeengine.plan.plan import DEFAULT_METHOD, Plan
 from mergeengine.plan.variables import escaped
@@ -35,6 +36,9 @@ def accompany(plan: Plan, models: Models, binding: Binding) -> CompanionSet:
         own_head=own_head(binding.graph),
         quantised=plan.output.quantization == "keep",
     )
+    if plan.output.chat_template is not None:
+        merged = (*([models.target] if plan.own_target else []), *models.fts)
+        gathered = with_chat_template(gathered, plan.output.chat_template, merged)
     card = Companion(CARD, _card(plan, models).encode())
     warnings = (*gathered.warnings, *_unknown_to_config(models, binding))
     return CompanionSet((*gathered.files, card), gathered.notes, warnings)

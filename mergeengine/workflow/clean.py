@@ -5,11 +5,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergeengine.chain.load import load_chain
-from mergeengine.chain.recognition import is_chain
 from mergeengine.errors import OutputBusyError
 from mergeengine.output.workspace import Workspace, allocated_bytes, output_error, workspace_path
-from mergeengine.plan.load import load_plan
+from mergeengine.workflow.reading import is_chain, load_chain, load_plan
 
 _PLAN_SUFFIXES = (".yaml", ".yml")
 _HOLDING = {"files", "replaced", "scratch"}

@@ -23,7 +23,6 @@ from mergeengine.lazy.weight import Derived, node_of
 from mergeengine.output.companions import gather_companions
 from mergeengine.output.layout import lay_out
 from mergeengine.output.manifest import Model
-from mergeengine.plan.load import load_plan
 from mergeengine.plan.plan import DEFAULT_SHARD_SIZE, Plan
 from mergeengine.values.decisions import number_text
 from mergeengine.values.digests import digest_of
@@ -33,6 +32,7 @@ from mergeengine.workflow.existing import check_apart
 from mergeengine.workflow.measure import Meter
 from mergeengine.workflow.prepare import RESULT_VERSION, bind_models, resolve
 from mergeengine.workflow.produce import Job, Progress, produce
+from mergeengine.workflow.reading import load_plan
 from mergeengine.workflow.settings import Settings
 
 if TYPE_CHECKING:

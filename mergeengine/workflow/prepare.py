@@ -126,7 +126,7 @@ def prepare(
         pins=pins,
         identity=_identity(plan, plan.identity_document, pins, companions),
         basis=_identity(plan, without_on_nonfinite, pins, companions),
-        notes=(*bound.notes, *companions.notes),
+        notes=(*plan.notes, *bound.notes, *companions.notes),
         warnings=(
             *plan.warnings,
             *bound.warnings,

@@ -9,12 +9,12 @@ from typing import Any
 from mergeengine.errors import OutputError
 from mergeengine.output.lock import lock_path, write_lock
 from mergeengine.output.manifest import Model
-from mergeengine.plan.load import load_plan
 from mergeengine.plan.plan import Plan
 from mergeengine.workflow.measure import Meter
 from mergeengine.workflow.models import load_libraries, references_of
 from mergeengine.workflow.prepare import Prepared, prepare
 from mergeengine.workflow.produce import Job, Produced, Progress, produce
+from mergeengine.workflow.reading import load_plan
 from mergeengine.workflow.report import made, spent
 from mergeengine.workflow.settings import Settings
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from mergeengine.compiler.schedule import Schedule, schedule
 from mergeengine.errors import PlanError
-from mergeengine.plan.load import load_plan
 from mergeengine.plan.plan import Plan
 from mergeengine.plan.sweep import variants
 from mergeengine.workflow.measure import Meter
 from mergeengine.workflow.models import load_libraries, references_of
 from mergeengine.workflow.prepare import Prepared, output_of, prepare
 from mergeengine.workflow.produce import Job, Progress, produce
+from mergeengine.workflow.reading import load_plan
 from mergeengine.workflow.report import made, spent
 from mergeengine.workflow.run import RunResult, job_of, result_of
 from mergeengine.workflow.settings import Settings

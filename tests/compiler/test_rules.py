@@ -156,3 +156,21 @@ def test_rules_that_decide_nothing_are_a_warning(text, told, bound):
     assert len(binding.warnings) == len(told)
     for warning, start in zip(binding.warnings, told, strict=True):
         assert start in warning
+
+
+def test_what_matches_nothing_may_be_a_warning(bound):
+    masks = "masks:\n  - {match: '*atn*', scale: 0}\n  - {kind: mlp, scale: 0.5}\n"
+    _, binding = bound(f"{masks}on_unmatched: warn\n")
+    (warning,) = binding.warnings
+    assert "p.yaml:6:5: this mask matches no tensor" in warning
+
+
+def test_sides_of_the_layers(bound):
+    text = "scaling:\n  - {layers: [before, 0], value: 1}\n  - {layers: after, value: 2}\n"
+    plan, binding = bound(f"{text}  - {{value: 3}}\n")
+    found = {
+        tensor.output.name: plan.sources[0].scaling.amount.at(tensor.facts).value
+        for tensor in binding.tensors
+    }
+    expected = {name: 1 if "embed" in name or ".0." in name else 3 for name in SHAPES}
+    assert found == {**expected, "model.norm.weight": 2, "lm_head.weight": 2}

@@ -17,11 +17,11 @@ from mergeengine.values.references import ModelReference, without_secrets
 from mergeengine.values.renaming import LayerMap, Rename
 from mergeengine.values.scaling import Scaling
 from mergeengine.values.selectors import Selector, first_match, unused_rules
+from mergeengine.values.vocabulary import Vocabulary
 
 OnMissing = Literal["error", "keep_target"]
 OnExtra = Literal["error", "ignore", "copy"]
 OnMismatch = Literal["error", "keep_target"]
-Vocabulary = Literal["align", "target", "source_ft", "error"]
 Compatibility = Literal["finetuning-transfer"]
 OnNonfinite = Literal["error", "keep_target", "allow"]
 ComputeDtype = Literal["auto", "float32", "float64"]
@@ -157,7 +157,7 @@ class Plan:
     substituted: Substituted = field(default_factory=Substituted)
     warnings: tuple[str, ...] = ()
     seed: int = 0
-    vocabulary: Vocabulary = "align"
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
     compatibility: Compatibility | None = None
     method: str = DEFAULT_METHOD
     method_position: Position | None = field(default=None, compare=False)

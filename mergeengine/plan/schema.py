@@ -37,9 +37,9 @@ from mergeengine.plan.plan import (
     OnMissing,
     OnNonfinite,
     Quantization,
-    Vocabulary,
 )
 from mergeengine.plan.selecting import LAYERS, Layers, SelectorKeys
+from mergeengine.plan.vocabularies import VocabularyForm
 from mergeengine.units import parse_size
 from mergeengine.values.actions import RowRange, Token
 from mergeengine.values.nearest import did_you_mean, nearest
@@ -391,5 +391,5 @@ class PlanKeys(Keys):
     on_extra: OnExtra = "error"
     on_mismatch: OnMismatch = "error"
     on_nonfinite: OnNonfinite = "error"
-    vocabulary: Vocabulary = "align"
+    vocabulary: VocabularyForm = "align"
     compatibility: Compatibility | None = None

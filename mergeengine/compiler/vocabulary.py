@@ -9,15 +9,22 @@ target's; everything of a model whose files list no tokens is matched by its ind
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 
 from mergeengine.checkpoints.checkpoint import Checkpoint
-from mergeengine.checkpoints.token_rows import MOST_ROWS, TokenRows, token_rows, vocabulary_rows
+from mergeengine.checkpoints.token_rows import (
+    MOST_ROWS,
+    TokenRows,
+    token_digest,
+    token_rows,
+    vocabulary_rows,
+)
 from mergeengine.checkpoints.vocabulary import tokens, vocabulary_digest
-from mergeengine.errors import CheckpointError
+from mergeengine.errors import CheckpointError, PlanError
 from mergeengine.plan.plan import Plan
+from mergeengine.values.vocabulary import OF_TOKENS, TokenOrigin
 
 Places = tuple[int, ...]
 """For each row of the output the row of one model, or -1."""
@@ -27,22 +34,24 @@ _SHOWN = 5  # tokens that a sentence names
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """The rows of the output, and for each source those of its base and its fine-tune.
+    """The rows of the output, and which rows of the models they are.
 
-    ``target`` are the rows that are the target's, ``copied`` those taken from a fine-tune in their
-    place; ``before`` and ``after`` those whose difference is added, ``own`` all that a fine-tune
-    has.
+    ``target`` are the rows that the target has, and for each source ``own`` those that its
+    fine-tune has, ``before`` and ``after`` those whose difference is added. A row that a model
+    lacks is the mean of those in ``others``, and zeros where none of them has it. The last ``means``
+    rows are the mean of all before them.
     """
 
     size: int
     target: Places
-    copied: tuple[Places, ...]
     before: tuple[Places, ...]
     after: tuple[Places, ...]
     own: tuple[Places, ...]
+    others: Mapping[Checkpoint, Places]
     counts: dict[str, int]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    means: int = 0
 
 
 def arrange(
@@ -55,8 +64,9 @@ def arrange(
     """The rows of the output; None where all vocabularies are the same, or a model has none or one
     beyond all measure.
 
-    ``tokenizer`` is the model whose tokenizer the output gets. Raises CheckpointError where rows
-    cannot be matched, or may not differ.
+    ``tokenizer`` is the model whose tokenizer the output gets, with the tokens that are added to
+    it. Raises CheckpointError where rows cannot be matched, or may not differ, and PlanError for
+    rows that the plan names and no model has.
     """
     rows = {model: vocabulary_rows(model) for model in (target, *bases, *fts)}
     sizes = {model: size for model, size in rows.items() if size is not None and size <= MOST_ROWS}
@@ -64,22 +74,32 @@ def arrange(
         return None
     if plan.compatibility == "finetuning-transfer":
         return _padded(sizes, target, bases, fts)
+    mode = plan.vocabulary.rows
+    if mode == "index":
+        if len(set(sizes.values())) > 1:
+            raise CheckpointError(_differ(sizes, {}, mode))
+        return None
     tables = _tables(sizes)
     known = [model for model in tables if tables[model] is not None]
     donor = tokenizer if tokenizer is not None else target
-    if donor not in tables:
-        tables[donor] = token_rows(donor)
-    if plan.vocabulary in ("target", "source_ft"):
-        donor = target if plan.vocabulary == "target" else fts[0]
-    elif tables[donor] is None:  # then the target's tokenizer is written, if there is one
+    if mode in ("target", "source_ft"):
+        donor = target if mode == "target" else fts[0]
+    given = tables[donor] if donor in tables and mode not in OF_TOKENS else token_rows(donor)
+    if given is None and mode not in ("target", "source_ft"):
+        # then the target's tokenizer is written, if there is one
         donor = next((model for model in (target, *fts, *bases) if model in known), target)
-    if _alike([tables[m] for m in (donor, *known)]) and len(set(sizes.values())) == 1:
+        given = tables[donor]
+    arranging = _Arranging(plan, target, bases, fts, donor, given, sizes, tables)
+    if mode in OF_TOKENS:
+        if arranging.changes_nothing():
+            return None
+    elif _alike([given, *(tables[m] for m in known)]) and len(set(sizes.values())) == 1:
         return None
-    if plan.vocabulary == "error":
+    if mode == "error":
         if _alike([tables[m] for m in known]) and len(set(sizes.values())) == 1:
             return None
-        raise CheckpointError(_differ(sizes, tables))
-    return _Arranging(plan, target, bases, fts, donor, sizes, tables).result()
+        raise CheckpointError(_differ(sizes, tables, mode))
+    return arranging.result()
 
 
 def _tables(sizes: dict[Checkpoint, int]) -> dict[Checkpoint, TokenRows | None]:
@@ -98,14 +118,17 @@ def _alike(tables: Sequence[TokenRows | None]) -> bool:
     return all(table == tables[0] for table in tables[1:])
 
 
-def _differ(sizes: dict[Checkpoint, int], tables: dict[Checkpoint, TokenRows | None]) -> str:
+def _differ(
+    sizes: dict[Checkpoint, int], tables: Mapping[Checkpoint, TokenRows | None], mode: str
+) -> str:
     lines = []
     for model, size in sizes.items():
-        table = tables[model]
-        listed = "no list of tokens" if table is None else f"{_count(table)} tokens"
-        lines.append(f"\n    {model}: {size} rows, {listed}")
+        lines.append(f"\n    {model}: {size} rows")
+        if mode == "error":
+            table = tables[model]
+            lines.append(", no list of tokens" if table is None else f", {_count(table)} tokens")
     return (
-        f"the vocabularies differ, and the plan says `vocabulary: error`:{''.join(lines)}\n"
+        f"the vocabularies differ, and the plan says `vocabulary: {mode}`:{''.join(lines)}\n"
         "  `vocabulary: align` matches rows by their tokens"
     )
 
@@ -139,16 +162,15 @@ def _padded(
         return (*range(sizes[model]), *[-1] * (size - sizes[model]))
 
     own = tuple(map(padded, fts))
-    nothing = (-1,) * size
     added = size - sizes[target]
     note = f"vocabulary: the target gets {added} rows of zeros, as finetuning-transfer has it"
     return Arrangement(
         size=size,
         target=padded(target),
-        copied=tuple(nothing for _ in fts),
         before=tuple(map(padded, bases)),
         after=own,
         own=own,
+        others={},
         counts={"rows": size, "delta": size, "copied": 0, "kept": 0, "padding": 0},
         notes=(note,),
         warnings=(),
@@ -157,55 +179,79 @@ def _padded(
 
 @dataclass(slots=True)
 class _Arranging:
+    """``given`` are the tokens of ``donor``'s tokenizer, None where it lists none."""
+
     plan: Plan
     target: Checkpoint
     bases: Sequence[Checkpoint]
     fts: Sequence[Checkpoint]
     donor: Checkpoint
+    given: TokenRows | None
     sizes: dict[Checkpoint, int]
     tables: dict[Checkpoint, TokenRows | None]
+    means: int = 0  # rows at the end that are the mean of all before them
+    chosen: dict[int, TokenOrigin] = field(default_factory=dict)  # by the row of their token
+
+    def changes_nothing(self) -> bool:
+        """Whether every model's rows are just those of the output."""
+        out = self._tokens()
+        tables = [table for table in self.tables.values() if table is not None]
+        same = _alike([out, *tables]) and set(self.sizes.values()) == {len(out)}
+        return same and not self.means and not self.plan.vocabulary.tokens
 
     def result(self) -> Arrangement:
         out = self._tokens()
         size = len(out)
-        known = self.tables[self.donor] is not None
+        known = self.given is not None
         numbers = list(range(max(size, *self.sizes.values())))  # one object each, for all places
         self._check(out)
         places = {m: self._places(m, out if known else None, size, numbers) for m in self.sizes}
+        others = self._others(places, size)
+        chosen = self._choose(out, others)
+        forced = [row for row, entry in chosen.items() if entry.force]
+        if forced:
+            places = {model: _without(rows, forced) for model, rows in places.items()}
         target, own = places[self.target], tuple(places[ft] for ft in self.fts)
-        pairs = [(places[base], ft) for base, ft in zip(self.bases, own, strict=True)]
         meant = [bool(token) or not known for token in out]  # padding gets no delta
-        shared = [
-            [m and min(rows) >= 0 for m, *rows in zip(meant, target, base, ft, strict=True)]
-            for base, ft in pairs
-        ]
-        copied, free = [], [t < 0 for t in target]
-        for ft in own:  # the first that has a row gives it
-            copied.append(tuple(f if e else -1 for f, e in zip(ft, free, strict=True)))
-            free = [e and f < 0 for f, e in zip(ft, free, strict=True)]
-        self._check_made(out, free)
-
-        def where(rows: Places, chosen: list[bool]) -> Places:
-            return tuple(row if is_so else -1 for row, is_so in zip(rows, chosen, strict=True))
-
-        delta = [any(flags) for flags in zip(*shared, strict=True)]
+        before, after, delta = [], [], [False] * size
+        for source, base, ft in zip(self.plan.sources, self.bases, own, strict=True):
+            in_base = places[base]
+            shared = [
+                m and min(rows) >= 0 for m, *rows in zip(meant, target, in_base, ft, strict=True)
+            ]
+            delta = [d or s for d, s in zip(delta, shared, strict=True)]
+            # The difference of a whole model is to the target, which lacks no row.
+            before.append(in_base if source.whole else _where(in_base, shared))
+            after.append(_where(ft, meant if source.whole else shared))
+        parts = list(others.values())
+        free = [max(rows) < 0 for rows in zip(target, *parts, strict=True)]
+        free[size - self.means :] = [False] * self.means
+        lacking = {
+            token for n, token in enumerate(out) if token and free[n] and n not in chosen
+        }
         counts = self._counts(out, known, target, delta, free)
         return Arrangement(
             size=size,
             target=target,
-            copied=tuple(copied),
-            before=tuple(where(b, s) for (b, _), s in zip(pairs, shared, strict=True)),
-            after=tuple(where(f, s) for (_, f), s in zip(pairs, shared, strict=True)),
+            before=tuple(before),
+            after=tuple(after),
             own=own,
+            others=others,
             counts=counts,
             notes=tuple(self._notes(counts)),
-            warnings=tuple(self._warnings(out)),
+            warnings=(*self._lacking(lacking), *self._warnings(out)),
+            means=self.means,
         )
 
     def _tokens(self) -> TokenRows:
         """The token of each row of the output."""
-        given = self.tables[self.donor]
-        mode = self.plan.vocabulary
+        given = self.given
+        mode = self.plan.vocabulary.rows
+        if mode in OF_TOKENS:
+            out = array("Q", given or [])
+            self.means = -len(out) % self.plan.vocabulary.pad_to_multiple_of
+            out.extend([0] * self.means)
+            return out
         if mode == "align":
             size = max(self.sizes[model] for model in (self.target, *self.fts))
             size = max(size, len(given) if given is not None else 0)
@@ -222,6 +268,58 @@ class _Arranging:
                     out[row] = token
                     named.add(token)
         return out
+
+    def _others(self, places: Mapping[Checkpoint, Places], size: int) -> dict[Checkpoint, Places]:
+        """The rows that stand in where a model lacks one: the target's, if the plan names one, and
+        where it has none, or is not named, those of all."""
+        first = places[self.target] if self.plan.own_target else (-1,) * size
+        lacks = [row < 0 for row in first]
+        return {
+            model: places[model] if model is self.target else _where(places[model], lacks)
+            for model in dict.fromkeys((self.target, *self.fts))
+        }
+
+    def _choose(self, out: TokenRows, others: dict[Checkpoint, Places]) -> dict[int, TokenOrigin]:
+        """Let the rows that the plan chooses stand in, and say of which rows that is."""
+        chosen: dict[int, TokenOrigin] = {}
+        problems = []
+        found: list[tuple[int, Checkpoint, int]] = []
+        for entry in self.plan.vocabulary.tokens:
+            row = out.index(token_digest(entry.token))
+            chosen[row] = entry
+            try:
+                if entry.origin.of is not None:
+                    found.append((row, *self._origin(entry)))
+            except ValueError as error:
+                problems.append(f"{entry.position}: {error}")
+        if problems:
+            raise PlanError("\n".join(problems))
+        if chosen:
+            for model, rows in others.items():
+                own = list(_without(rows, chosen))
+                for row, of, place in found:
+                    if of is model:
+                        own[row] = place
+                others[model] = tuple(own)
+        return chosen
+
+    def _origin(self, entry: TokenOrigin) -> tuple[Checkpoint, int]:
+        """The model and the row that an entry names; ValueError where there is none."""
+        origin = entry.origin
+        named = {source.name: ft for source, ft in zip(self.plan.sources, self.fts, strict=True)}
+        model = {"target": self.target, "source_ft": self.fts[0]}.get(origin.of or "")
+        model = model or named[origin.of or ""]
+        size, table = self.sizes[model], self.tables[model]
+        if origin.row is not None:
+            if origin.row >= size:
+                raise ValueError(f"{model} has {size} rows, and no row {origin.row}")
+            return model, origin.row
+        text = origin.token or entry.token
+        if table is None:
+            raise ValueError(f"{model} has no list of tokens to find `{text}` in: name its `row`")
+        if token_digest(text) not in table:
+            raise ValueError(f"{model} has no row for the token `{text}`")
+        return model, table.index(token_digest(text))
 
     def _check(self, out: TokenRows) -> None:
         """A model that lists no tokens can only be matched by index, where all ids agree."""
@@ -251,6 +349,8 @@ class _Arranging:
         """Which row of a model each row of the output is."""
         table, rows = self.tables[model], self.sizes[model]
         common = min(rows, size)
+        if table is None and self.given is not None:  # it cannot have what is added to the donor's
+            common = min(common, len(self.given) - len(self.donor.added_tokens))
         if table is None or out is None:
             return (*numbers[:common], *[-1] * (size - common))
         found: dict[int, int] | None = None
@@ -267,15 +367,18 @@ class _Arranging:
                 places[row] = -1
         return tuple(places)
 
-    def _check_made(self, out: TokenRows, empty: list[bool]) -> None:
-        """Every token of the output has a row in some model; padding may be zeros."""
-        lacking = {token for token, is_empty in zip(out, empty, strict=True) if token and is_empty}
-        if lacking:
-            raise CheckpointError(
-                f"the tokenizer of {self.donor} has {len(lacking)} tokens that neither the target "
-                f"nor a fine-tune has a row for ({self._named(self.donor, lacking)}): choose "
-                "another with `output.tokenizer`"
-            )
+    def _lacking(self, tokens: set[int]) -> Iterator[str]:
+        """Of tokens of the output that no model has a row for; padding may be zeros."""
+        if not tokens:
+            return
+        named = self._named(self.donor, self.given, tokens)
+        text = (
+            f"the tokenizer of {self.donor} has {len(tokens)} tokens that neither the target nor a "
+            f"fine-tune has a row for ({named})"
+        )
+        if self.plan.vocabulary.rows not in OF_TOKENS:
+            raise CheckpointError(f"{text}: choose another with `output.tokenizer`")
+        yield f"{text}: their rows are zeros; `tokens` under `vocabulary` can choose others"
 
     def _counts(
         self, out: TokenRows, known: bool, target: Places, delta: list[bool], empty: list[bool]
@@ -286,30 +389,32 @@ class _Arranging:
         return {
             "rows": len(out),
             "delta": shared,
-            "copied": len(out) - shared - kept - sum(empty),
+            "copied": len(out) - self.means - shared - kept - sum(empty),
             "kept": kept,
             "padding": padding,
         }
 
     def _notes(self, counts: dict[str, int]) -> Iterator[str]:
         order = f"in the order of the tokenizer of {self.donor}"
-        if self.tables[self.donor] is None:
+        if self.given is None:
             order = "by their index, since no model lists its tokens"
-        zeros = counts["rows"] - counts["delta"] - counts["copied"] - counts["kept"]
+        zeros = counts["rows"] - counts["delta"] - counts["copied"] - counts["kept"] - self.means
         yield (
             f"vocabulary: {counts['rows']} rows, {order}: {counts['delta']} with a delta, "
-            f"{counts['copied']} copied from source_ft, {counts['kept']} the target's as they are"
+            f"{counts['copied']} copied from the sources, {counts['kept']} the target's as they are"
             + (f", {zeros} of zeros" if zeros else "")
             + (f"; {counts['padding']} of all are padding" if counts["padding"] else "")
         )
-        if self.tables[self.donor] is not None:
+        if self.donor.added_tokens:
+            yield f"vocabulary: {len(self.donor.added_tokens)} tokens are added to the tokenizer"
+        if self.given is not None:
             for model in self.sizes:
                 if self.tables[model] is None:
                     yield f"vocabulary: {model} lists no tokens; its rows are taken by their index"
 
     def _warnings(self, out: TokenRows) -> Iterator[str]:
         """Tokens that the output has no row for, though the plan did not ask for it."""
-        if self.plan.vocabulary != "align":
+        if self.plan.vocabulary.rows != "align":
             return
         named = {0, *out}
         for model in dict.fromkeys((self.target, *self.fts)):
@@ -317,19 +422,29 @@ class _Arranging:
             if lost:
                 yield (
                     f"{len(lost)} tokens of {model} have no row in the output "
-                    f"({self._named(model, lost)}): the tokenizer of {self.donor} does not know "
+                    f"({self._named(model, self.tables[model], lost)}): the tokenizer of {self.donor} does not know "
                     "them and gives their ids to others; `output.tokenizer` chooses another"
                 )
 
-    def _named(self, model: Checkpoint, digests: set[int]) -> str:
+    def _named(self, model: Checkpoint, table: TokenRows | None, digests: set[int]) -> str:
         """Some of the tokens, as texts."""
-        table = self.tables[model]
         assert table is not None
         names = dict.fromkeys(
             token for token, row in tokens(model) if row < len(table) and table[row] in digests
         )
         shown = ", ".join(ascii(name)[1:-1] for name in islice(names, _SHOWN))
         return shown + (", ..." if len(names) > _SHOWN else "")
+
+
+def _where(rows: Places, chosen: Sequence[bool]) -> Places:
+    return tuple(row if is_so else -1 for row, is_so in zip(rows, chosen, strict=True))
+
+
+def _without(rows: Places, lost: Iterable[int]) -> Places:
+    left = list(rows)
+    for row in lost:
+        left[row] = -1
+    return tuple(left)
 
 
 def _listed(models: Sequence[Checkpoint]) -> str:

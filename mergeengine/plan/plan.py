@@ -170,7 +170,7 @@ class Plan:
         sources = [(each.name, each.source_base, each.source_ft) for each in self.sources]
         output = self.output
         donors = output.tokenizer, output.config, output.generation_config
-        return (self.target, *sources, *donors, *self.mask_files)
+        return (self.target, *sources, *donors, *self.mask_files, self.vocabulary)
 
     @property
     def merged(self) -> tuple[ModelReference, ...]:

@@ -209,7 +209,7 @@ def test_what_explain_says(tmp_path: Path) -> None:
     models, _ = resolve(plan, Settings())
     (told,) = explain(plan, bind_models(plan, models).binding, "lm_head.weight")
     assert told.reasons == (
-        "vocabularies differ: of 34 rows 32 have a delta, 2 are copied from source_ft, 0 are the "
+        "vocabularies differ: of 34 rows 32 have a delta, 2 are copied from the sources, 0 are the "
         "target's",
     )
 

@@ -48,7 +48,7 @@ BEYOND = re.compile(
     r"|scaling_layers|scaling_layers_none|scaling_outside|scaling_points"
     r"|scaling_ratio_and_bound|scaling_rule_never_used|scaling_rules"
     r"|scaling_rules_and_numbers|scaling_rules_without_default|selection_of_itself"
-    r"|selection_unknown|vocabulary_tokens|selection_without_selections|compatibility_and_config|vocabulary_and_tokenizer"
+    r"|selection_unknown|selection_without_selections|compatibility_and_config|vocabulary_and_tokenizer"
     r"|rename_groups|layer_map_lengths|layer_map_twice"
 )
 

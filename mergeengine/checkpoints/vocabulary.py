@@ -104,6 +104,17 @@ def added_tokens(checkpoint: Checkpoint) -> dict[str, dict[str, bool]]:
     return _Files.of(checkpoint).settings
 
 
+def beyond_vocabulary(checkpoint: Checkpoint) -> dict[str, int]:
+    """The added tokens that the vocabulary does not list too, with their ids."""
+    files = _Files.of(checkpoint)
+    wanted, beyond = _Wanted(files.added), dict(files.added)
+    for spelling, _ in files.base or ():
+        token = wanted.find(spelling)
+        if token is not None:
+            beyond.pop(token, None)
+    return beyond
+
+
 class _OtherFormError(Exception):
     """vocab.json is no flat object of ids: some tokenizers keep one per language."""
 
@@ -254,7 +265,7 @@ def _added_beside(config: dict[str, Any], added: dict[str, Any]) -> Iterator[dic
             yield {"content": text, "id": number}
     decoder = config.get("added_tokens_decoder")
     for number, token in decoder.items() if isinstance(decoder, dict) else ():
-        text = _token_text(token)
-        if text is not None and re.fullmatch(r"[0-9]{1,18}", number):
+        content = _token_text(token)
+        if content is not None and re.fullmatch(r"[0-9]{1,18}", number):
             settings = token if isinstance(token, dict) else {}
-            yield {**settings, "content": text, "id": int(number)}
+            yield {**settings, "content": content, "id": int(number)}

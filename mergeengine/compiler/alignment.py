@@ -93,9 +93,7 @@ def align(
         has = tuple(
             row if b >= 0 else -1 for row, b in zip(rows.target, rows.before[number], strict=True)
         )
-        compared[source.name] = (
-            seen if source.whole else _seen(target, rows, (target, has, {}), [])
-        )
+        compared[source.name] = seen if source.whole else _seen(target, rows, (target, has, {}), [])
     return Aligned(
         seen,
         tuple(aligned),

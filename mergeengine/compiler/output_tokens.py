@@ -50,7 +50,9 @@ def output_tokenizer(
         known.add(token_digest(text))
         size = max(size, number + 1)
     if size > MOST_ROWS:
-        raise CheckpointError(f"{donor}: a token has the id {size - 1}, which is beyond all measure")
+        raise CheckpointError(
+            f"{donor}: a token has the id {size - 1}, which is beyond all measure"
+        )
     found: list[tuple[str, Mapping[str, bool] | None]] = []
     if plan.vocabulary.rows == "union":
         models = list(_differing(donor, (target, *fts)))
@@ -83,9 +85,7 @@ def _differing(donor: Checkpoint, models: Sequence[Checkpoint]) -> Iterator[Chec
 def _in_order(model: Checkpoint, known: set[int]) -> list[str]:
     """The tokens of a model's rows that are not known yet, by their ids."""
     rows = vocabulary_rows(model) or 0
-    unknown = {
-        text: number for text, number in tokens(model) if token_digest(text) not in known
-    }
+    unknown = {text: number for text, number in tokens(model) if token_digest(text) not in known}
     return [text for text, number in sorted(unknown.items(), key=_number) if number < rows]
 
 

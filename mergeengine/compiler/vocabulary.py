@@ -38,8 +38,8 @@ class Arrangement:
 
     ``target`` are the rows that the target has, and for each source ``own`` those that its
     fine-tune has, ``before`` and ``after`` those whose difference is added. A row that a model
-    lacks is the mean of those in ``others``, and zeros where none of them has it. The last ``means``
-    rows are the mean of all before them.
+    lacks is the mean of those in ``others``, and zeros where none of them has it. The last
+    ``means`` rows are the mean of all before them.
     """
 
     size: int
@@ -226,9 +226,7 @@ class _Arranging:
         parts = list(others.values())
         free = [max(rows) < 0 for rows in zip(target, *parts, strict=True)]
         free[size - self.means :] = [False] * self.means
-        lacking = {
-            token for n, token in enumerate(out) if token and free[n] and n not in chosen
-        }
+        lacking = {token for n, token in enumerate(out) if token and free[n] and n not in chosen}
         counts = self._counts(out, known, target, delta, free)
         return Arrangement(
             size=size,
@@ -418,12 +416,13 @@ class _Arranging:
             return
         named = {0, *out}
         for model in dict.fromkeys((self.target, *self.fts)):
-            lost = set(self.tables[model] or ()) - named
+            table = self.tables[model]
+            lost = set(table or ()) - named
             if lost:
                 yield (
                     f"{len(lost)} tokens of {model} have no row in the output "
-                    f"({self._named(model, self.tables[model], lost)}): the tokenizer of {self.donor} does not know "
-                    "them and gives their ids to others; `output.tokenizer` chooses another"
+                    f"({self._named(model, table, lost)}): the tokenizer of {self.donor} does not "
+                    "know them and gives their ids to others; `output.tokenizer` chooses another"
                 )
 
     def _named(self, model: Checkpoint, table: TokenRows | None, digests: set[int]) -> str:

@@ -20,7 +20,6 @@ ROLES = ("target", "source_ft")
 _WORDS = get_args(RowsOf)
 
 
-
 def _at_least(least: int) -> AfterValidator:
     def validate(value: int) -> int:
         if value < least:
@@ -202,8 +201,10 @@ def _source_names(root: Node) -> Iterator[str]:
     sources = root.get("sources")
     for number, source in enumerate(_entries(sources) if sources is not None else ()):
         name = source.get("name")
-        yield name.value if name is not None and isinstance(name.value, str) else (
-            f"source{number + 1}"
+        yield (
+            name.value
+            if name is not None and isinstance(name.value, str)
+            else (f"source{number + 1}")
         )
     if sources is None:
         yield "source1"

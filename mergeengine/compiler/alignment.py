@@ -84,16 +84,16 @@ def align(
             (model, places, {n: of_model.get(of_ft.get(n, n), of_ft.get(n, n)) for n in ft.tensors})
             for model, places, of_model in others
         ]
-        instead = as_in_ft if source.whole else []
+        instead = as_in_ft if source.whole else None
         after = _seen(ft, rows, (ft, rows.after[number], {}), instead)
-        before = seen if source.whole else _seen(base, rows, (base, rows.before[number], {}), [])
+        before = seen if source.whole else _seen(base, rows, (base, rows.before[number], {}), None)
         aligned.append((source, before, after))
         stored[after] = ft
         complete[after] = _seen(ft, rows, (ft, rows.own[number], {}), as_in_ft)
         has = tuple(
             row if b >= 0 else -1 for row, b in zip(rows.target, rows.before[number], strict=True)
         )
-        compared[source.name] = seen if source.whole else _seen(target, rows, (target, has, {}), [])
+        compared[source.name] = seen if source.whole else _seen(target, rows, (target, has, {}), None)
     return Aligned(
         seen,
         tuple(aligned),
@@ -124,18 +124,23 @@ def _names(target: Checkpoint, source: Source, ft: Checkpoint) -> dict[str, str]
     return names
 
 
-def _seen(model: Checkpoint, rows: Arrangement, own: Part, others: Sequence[Part]) -> Checkpoint:
+def _seen(
+    model: Checkpoint, rows: Arrangement, own: Part, others: Sequence[Part] | None
+) -> Checkpoint:
     """A model whose vocabulary tensors have the output's rows: its own, and in the place of those
-    that it lacks the mean of the others', or zeros."""
+    that it lacks the mean of the others', or zeros. Without ``others`` it is part of a delta, and
+    all rows that are not its own are zeros."""
+    means = 0 if others is None else rows.means
     height = vocabulary_rows(model)
     tensors: dict[str, Weight] = dict(model.tensors)
     for name, tensor in model.tensors.items():
         dimension = None if height is None else token_dimension(name, tensor.shape, height)
         if dimension is None or not tensor.dtype.is_float:
             continue
-        shape = _resized(tensor.shape, dimension, rows.size)
-        mine, *rest = (_rows_of(part, name, shape, dimension) for part in (own, *others))
+        shape = _resized(tensor.shape, dimension, rows.size - means)
+        mine, *rest = (_rows_of(part, name, shape, dimension) for part in (own, *(others or ())))
         node = _picked(mine, [each for each in rest if each is not None], shape, dimension)
+        node = _with_means(node, means, dimension)
         tensors[name] = Derived(str(model), name, tensor.dtype, node)
     return replace(model, tensors=MappingProxyType(tensors))
 
@@ -146,7 +151,7 @@ Rows = tuple[Node, Places]
 def _rows_of(part: Part, name: str, shape: Shape, dimension: int) -> Rows | None:
     model, places, called = part
     node = _node(model, called.get(name, name), shape, dimension)
-    return None if node is None else (node, places)
+    return None if node is None else (node, places[: shape[dimension]])
 
 
 def _resized(shape: Shape, dimension: int, size: int) -> Shape:
@@ -201,6 +206,21 @@ def _picked(own: Rows | None, others: Sequence[Rows], shape: Shape, dimension: i
         pieces.append(_mean(terms, len(terms)) if terms else zeros)
         start += length
     return algebra.concat(pieces, dimension)
+
+
+def _with_means(node: Node, count: int, dimension: int) -> Node:
+    """So many rows more, each the mean of all (Hewitt 2021, "Initializing new word embeddings for
+    pretrained language models")."""
+    size = node.shape[dimension]
+    if not count or not size:
+        return node
+    if dimension:
+        total = algebra.row_sum(node)
+    else:
+        total = algebra.column_sum(node) if len(node.shape) > 1 else algebra.total(node)
+    mean = algebra.elementwise("div", total, algebra.constant(float(size)))
+    zeros = algebra.constant(0.0, _resized(node.shape, dimension, count))
+    return algebra.concat([node, algebra.elementwise("add", zeros, mean)], dimension)
 
 
 def _mean(terms: Sequence[Node], count: int) -> Node:

@@ -148,6 +148,8 @@ def _again(node: Node, inputs: tuple[Node, ...]) -> Node:
             return total(inputs[0])
         case "row_sum":
             return row_sum(inputs[0], *node.attributes)
+        case "column_sum":
+            return column_sum(inputs[0])
         case "kth_magnitude" if len(inputs) == 1:
             return kth_magnitude(inputs[0], *node.attributes)
         case "derived":
@@ -527,6 +529,15 @@ def row_sum(node: Node, kept: int = 1) -> Node:
     shape = (*node.shape[:kept], *(1 for _ in node.shape[kept:]))
     zero = is_constant(node, 0.0)
     return constant(0.0, shape) if zero else intern("row_sum", (node,), shape, kept)
+
+
+def column_sum(node: Node) -> Node:
+    """Sums over the first dimension, in float64; shape (1, ...)."""
+    if not node.shape:
+        raise ValueError("a scalar has no columns")
+    shape = (1, *node.shape[1:])
+    zero = is_constant(node, 0.0) or not node.numel
+    return constant(0.0, shape) if zero else intern("column_sum", (node,), shape)
 
 
 def block_max(node: Node, factors: Sequence[int]) -> Node:

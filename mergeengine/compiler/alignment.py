@@ -13,8 +13,9 @@ from types import MappingProxyType
 from mergeengine.checkpoints.aliases import alias_of, is_embedding
 from mergeengine.checkpoints.checkpoint import Checkpoint
 from mergeengine.checkpoints.token_rows import token_dimension, vocabulary_rows
+from mergeengine.compiler.arrangement import Arrangement, Places
 from mergeengine.compiler.correspondence import Counterparts
-from mergeengine.compiler.vocabulary import Arrangement, Places, arrange
+from mergeengine.compiler.vocabulary import arrange
 from mergeengine.lazy import algebra
 from mergeengine.lazy.nodes import Node, Shape
 from mergeengine.lazy.weight import Derived, Weight, node_of
@@ -93,7 +94,8 @@ def align(
         has = tuple(
             row if b >= 0 else -1 for row, b in zip(rows.target, rows.before[number], strict=True)
         )
-        compared[source.name] = seen if source.whole else _seen(target, rows, (target, has, {}), None)
+        shared: Part = (target, has, {})
+        compared[source.name] = seen if source.whole else _seen(target, rows, shared, None)
     return Aligned(
         seen,
         tuple(aligned),

@@ -9,49 +9,26 @@ target's; everything of a model whose files list no tokens is matched by its ind
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 from mergeengine.checkpoints.checkpoint import Checkpoint
-from mergeengine.checkpoints.token_rows import (
-    MOST_ROWS,
-    TokenRows,
-    token_digest,
-    token_rows,
-    vocabulary_rows,
-)
+from mergeengine.checkpoints.token_rows import MOST_ROWS, TokenRows, token_rows, vocabulary_rows
 from mergeengine.checkpoints.vocabulary import tokens, vocabulary_digest
-from mergeengine.errors import CheckpointError, PlanError
+from mergeengine.compiler.arrangement import (
+    Arrangement,
+    Places,
+    padded_to_fine_tune,
+    where,
+    without,
+)
+from mergeengine.compiler.token_origins import Named, choose
+from mergeengine.errors import CheckpointError
 from mergeengine.plan.plan import Plan
-from mergeengine.values.vocabulary import OF_TOKENS, TokenOrigin
-
-Places = tuple[int, ...]
-"""For each row of the output the row of one model, or -1."""
+from mergeengine.values.vocabulary import OF_TOKENS
 
 _SHOWN = 5  # tokens that a sentence names
-
-
-@dataclass(frozen=True, slots=True)
-class Arrangement:
-    """The rows of the output, and which rows of the models they are.
-
-    ``target`` are the rows that the target has, and for each source ``own`` those that its
-    fine-tune has, ``before`` and ``after`` those whose difference is added. A row that a model
-    lacks is the mean of those in ``others``, and zeros where none of them has it. The last
-    ``means`` rows are the mean of all before them.
-    """
-
-    size: int
-    target: Places
-    before: tuple[Places, ...]
-    after: tuple[Places, ...]
-    own: tuple[Places, ...]
-    others: Mapping[Checkpoint, Places]
-    counts: dict[str, int]
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...]
-    means: int = 0
 
 
 def arrange(
@@ -73,7 +50,7 @@ def arrange(
     if len(sizes) < len(rows):
         return None
     if plan.compatibility == "finetuning-transfer":
-        return _padded(sizes, target, bases, fts)
+        return padded_to_fine_tune(sizes, target, bases, fts)
     mode = plan.vocabulary.rows
     if mode == "index":
         if len(set(sizes.values())) > 1:
@@ -137,46 +114,6 @@ def _count(table: TokenRows) -> int:
     return len(table) - table.count(0)
 
 
-def _padded(
-    sizes: dict[Checkpoint, int],
-    target: Checkpoint,
-    bases: Sequence[Checkpoint],
-    fts: Sequence[Checkpoint],
-) -> Arrangement | None:
-    """As the code of the fine-tuning transfer paper has it (Lin et al. 2025, arXiv:2503.20110):
-    target and base get rows of zeros up to the fine-tune's, all rows by their index. So rows that
-    only the fine-tune has come out multiplied by the scaling."""
-    size = sizes[fts[0]]
-    longer = [model for model in sizes if sizes[model] > size]
-    longer += [ft for ft in dict.fromkeys(fts) if sizes[ft] < size]
-    if longer:
-        lines = "".join(f"\n    {model}: {sizes[model]} rows" for model in (fts[0], *longer))
-        raise CheckpointError(
-            "`compatibility: finetuning-transfer` pads embeddings to the fine-tune's rows, and "
-            f"these do not fit:{lines}\n  `vocabulary: align` matches rows by their tokens"
-        )
-    if all(other == size for other in sizes.values()):
-        return None
-
-    def padded(model: Checkpoint) -> Places:
-        return (*range(sizes[model]), *[-1] * (size - sizes[model]))
-
-    own = tuple(map(padded, fts))
-    added = size - sizes[target]
-    note = f"vocabulary: the target gets {added} rows of zeros, as finetuning-transfer has it"
-    return Arrangement(
-        size=size,
-        target=padded(target),
-        before=tuple(map(padded, bases)),
-        after=own,
-        own=own,
-        others={},
-        counts={"rows": size, "delta": size, "copied": 0, "kept": 0, "padding": 0},
-        notes=(note,),
-        warnings=(),
-    )
-
-
 @dataclass(slots=True)
 class _Arranging:
     """``given`` are the tokens of ``donor``'s tokenizer, None where it lists none."""
@@ -190,7 +127,6 @@ class _Arranging:
     sizes: dict[Checkpoint, int]
     tables: dict[Checkpoint, TokenRows | None]
     means: int = 0  # rows at the end that are the mean of all before them
-    chosen: dict[int, TokenOrigin] = field(default_factory=dict)  # by the row of their token
 
     def changes_nothing(self) -> bool:
         """Whether every model's rows are just those of the output."""
@@ -205,12 +141,16 @@ class _Arranging:
         known = self.given is not None
         numbers = list(range(max(size, *self.sizes.values())))  # one object each, for all places
         self._check(out)
-        places = {m: self._places(m, out if known else None, size, numbers) for m in self.sizes}
+        named, nobody = out[: size - self.means], (-1,) * self.means
+        places = {
+            model: (*self._places(model, named if known else None, len(named), numbers), *nobody)
+            for model in self.sizes
+        }
         others = self._others(places, size)
-        chosen = self._choose(out, others)
+        chosen = choose(self.plan, out, self._named_models(), others)
         forced = [row for row, entry in chosen.items() if entry.force]
         if forced:
-            places = {model: _without(rows, forced) for model, rows in places.items()}
+            places = {model: without(rows, forced) for model, rows in places.items()}
         target, own = places[self.target], tuple(places[ft] for ft in self.fts)
         meant = [bool(token) or not known for token in out]  # padding gets no delta
         before, after, delta = [], [], [False] * size
@@ -221,8 +161,8 @@ class _Arranging:
             ]
             delta = [d or s for d, s in zip(delta, shared, strict=True)]
             # The difference of a whole model is to the target, which lacks no row.
-            before.append(in_base if source.whole else _where(in_base, shared))
-            after.append(_where(ft, meant if source.whole else shared))
+            before.append(in_base if source.whole else where(in_base, shared))
+            after.append(where(ft, meant if source.whole else shared))
         parts = list(others.values())
         free = [max(rows) < 0 for rows in zip(target, *parts, strict=True)]
         free[size - self.means :] = [False] * self.means
@@ -273,51 +213,15 @@ class _Arranging:
         first = places[self.target] if self.plan.own_target else (-1,) * size
         lacks = [row < 0 for row in first]
         return {
-            model: places[model] if model is self.target else _where(places[model], lacks)
+            model: places[model] if model is self.target else where(places[model], lacks)
             for model in dict.fromkeys((self.target, *self.fts))
         }
 
-    def _choose(self, out: TokenRows, others: dict[Checkpoint, Places]) -> dict[int, TokenOrigin]:
-        """Let the rows that the plan chooses stand in, and say of which rows that is."""
-        chosen: dict[int, TokenOrigin] = {}
-        problems = []
-        found: list[tuple[int, Checkpoint, int]] = []
-        for entry in self.plan.vocabulary.tokens:
-            row = out.index(token_digest(entry.token))
-            chosen[row] = entry
-            try:
-                if entry.origin.of is not None:
-                    found.append((row, *self._origin(entry)))
-            except ValueError as error:
-                problems.append(f"{entry.position}: {error}")
-        if problems:
-            raise PlanError("\n".join(problems))
-        if chosen:
-            for model, rows in others.items():
-                own = list(_without(rows, chosen))
-                for row, of, place in found:
-                    if of is model:
-                        own[row] = place
-                others[model] = tuple(own)
-        return chosen
-
-    def _origin(self, entry: TokenOrigin) -> tuple[Checkpoint, int]:
-        """The model and the row that an entry names; ValueError where there is none."""
-        origin = entry.origin
-        named = {source.name: ft for source, ft in zip(self.plan.sources, self.fts, strict=True)}
-        model = {"target": self.target, "source_ft": self.fts[0]}.get(origin.of or "")
-        model = model or named[origin.of or ""]
-        size, table = self.sizes[model], self.tables[model]
-        if origin.row is not None:
-            if origin.row >= size:
-                raise ValueError(f"{model} has {size} rows, and no row {origin.row}")
-            return model, origin.row
-        text = origin.token or entry.token
-        if table is None:
-            raise ValueError(f"{model} has no list of tokens to find `{text}` in: name its `row`")
-        if token_digest(text) not in table:
-            raise ValueError(f"{model} has no row for the token `{text}`")
-        return model, table.index(token_digest(text))
+    def _named_models(self) -> dict[str, Named]:
+        """The models that may give rows, as a plan names them: a role, or a source's name."""
+        models = {source.name: ft for source, ft in zip(self.plan.sources, self.fts, strict=True)}
+        models |= {"target": self.target, "source_ft": self.fts[0]}
+        return {name: (m, self.sizes[m], self.tables[m]) for name, m in models.items()}
 
     def _check(self, out: TokenRows) -> None:
         """A model that lists no tokens can only be matched by index, where all ids agree."""
@@ -433,17 +337,6 @@ class _Arranging:
         )
         shown = ", ".join(ascii(name)[1:-1] for name in islice(names, _SHOWN))
         return shown + (", ..." if len(names) > _SHOWN else "")
-
-
-def _where(rows: Places, chosen: Sequence[bool]) -> Places:
-    return tuple(row if is_so else -1 for row, is_so in zip(rows, chosen, strict=True))
-
-
-def _without(rows: Places, lost: Iterable[int]) -> Places:
-    left = list(rows)
-    for row in lost:
-        left[row] = -1
-    return tuple(left)
 
 
 def _listed(models: Sequence[Checkpoint]) -> str:

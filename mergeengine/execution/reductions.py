@@ -157,7 +157,7 @@ class _RowSum(_AllChunks):
 
 
 class _ColumnSum(_AllChunks):
-    """Each chunk leaves a sum for every column; they are added in order, as soon as it is theirs."""
+    """Each chunk leaves a sum for every column, which is added when it is the chunk's turn."""
 
     def __init__(self, node: Node) -> None:
         self._row = node.numel

@@ -102,7 +102,10 @@ def _leave(fold: Fold, values: Tensor, out: Tensor) -> None:
     out.copy_(fold.partial(0, values))
 
 
-@pytest.mark.parametrize("node", [algebra.total(REDUCED), algebra.row_sum(REDUCED), algebra.column_sum(REDUCED)], ids="src"
+@pytest.mark.parametrize(
+    "node",
+    [algebra.total(REDUCED), algebra.row_sum(REDUCED), algebra.column_sum(REDUCED)],
+    ids="src",
 )
 @pytest.mark.parametrize("chunk", [0, 1])
 def test_sums(node: Node, chunk: int) -> None:
@@ -125,7 +128,10 @@ def test_temporaries_of_rounding_are_bounded(dtype: torch.dtype) -> None:
     assert CHUNK <= there_peak <= TEMPORARIES * CHUNK
 
 
-@pytest.mark.parametrize("node", [algebra.total(REDUCED), algebra.row_sum(REDUCED), algebra.column_sum(REDUCED)], ids="src"
+@pytest.mark.parametrize(
+    "node",
+    [algebra.total(REDUCED), algebra.row_sum(REDUCED), algebra.column_sum(REDUCED)],
+    ids="src",
 )
 def test_temporaries_of_sums_are_bounded(node: Node) -> None:
     values = torch.randn(CHUNK, dtype=torch.float64)

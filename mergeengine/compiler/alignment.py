@@ -213,16 +213,16 @@ def _picked(own: Rows | None, others: Sequence[Rows], shape: Shape, dimension: i
 def _with_means(node: Node, count: int, dimension: int) -> Node:
     """So many rows more, each the mean of all (Hewitt 2021, "Initializing new word embeddings for
     pretrained language models")."""
-    size = node.shape[dimension]
+    size, more = node.shape[dimension], _resized(node.shape, dimension, count)
     if not count or not size:
         return node
-    if dimension:
-        total = algebra.row_sum(node)
+    if len(node.shape) == 1:
+        total = algebra.elementwise("add", algebra.constant(0.0, more), algebra.total(node))
     else:
-        total = algebra.column_sum(node) if len(node.shape) > 1 else algebra.total(node)
-    mean = algebra.elementwise("div", total, algebra.constant(float(size)))
-    zeros = algebra.constant(0.0, _resized(node.shape, dimension, count))
-    return algebra.concat([node, algebra.elementwise("add", zeros, mean)], dimension)
+        sums = algebra.row_sum(node) if dimension else algebra.column_sum(node)
+        factors = [count if d == dimension else 1 for d in range(len(more))]
+        total = algebra.repeat(sums, factors, more)
+    return algebra.concat([node, _mean([total], size)], dimension)
 
 
 def _mean(terms: Sequence[Node], count: int) -> Node:

@@ -37,7 +37,7 @@ def output_tokenizer(
     """
     if plan.vocabulary.rows not in OF_TOKENS:
         return tokenizer
-    donor = next((model for model in (tokenizer, target) if any(tokens(model))), None)
+    donor = next((model for model in (tokenizer, target.beside) if any(tokens(model))), None)
     if donor is None:
         raise CheckpointError(
             f"`vocabulary: {plan.vocabulary.rows}` makes a row for each token of the output's "

@@ -425,11 +425,11 @@ def product(left: Node, right: Node) -> Node:
 
 
 def _view(node: Node) -> Node:
-    """``node``, which must be a view of what is stored."""
+    """``node``, which must be a view of what is stored, or of a reduction with a shape."""
     below = node
     while below.op in ("slice", "take", "permute", "repeat"):
         below = below.inputs[0]
-    if below.op not in ("stored", "block_max"):
+    if below.op not in ("stored", "block_max", "row_sum", "column_sum"):
         raise ValueError(f"expected a view of a stored tensor, found {below.op}")
     return node
 

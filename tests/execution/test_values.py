@@ -74,6 +74,7 @@ EXPRESSIONS: dict[str, Callable[[list[LazyTensor]], LazyTensor]] = {
     "per row": lambda t: t[0] / (t[1] * t[1]).row_sum().sqrt(),
     "per column": lambda t: t[0] - concat([t[1], t[2]]).column_sum() / 3200.0,
     "per column, in columns": lambda t: t[0] - t[3].permute(1, 0).column_sum(),
+    "column means below": lambda t: concat([t[0], t[1].column_sum().repeat([9, 1], (9, 900))]) - 1,
     "largest": lambda t: (abs(t[0] - t[1]) >= (t[0] - t[1]).kth_magnitude(5000)).where(t[1], 0.0),
     "signs": lambda t: t[0].sign() * t[1].minimum(0.5).maximum(-0.25),
     "compared": lambda t: (t[0] > t[1]).where(t[0], -t[1]) + t[2].eq(t[2]),

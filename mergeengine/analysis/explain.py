@@ -171,7 +171,7 @@ def _reasons(plan: Plan, binding: Binding, tensor: BoundTensor) -> Iterator[str]
         counts = binding.vocabulary
         yield (
             f"vocabularies differ: of {counts['rows']} rows {counts['delta']} have a delta, "
-            f"{counts['copied']} are copied from source_ft, {counts['kept']} are the target's"
+            f"{counts['copied']} are copied from the sources, {counts['kept']} are the target's"
         )
     match tensor.kind:
         case "frozen":

@@ -35,6 +35,19 @@ _Store = Union[LocalFolder, HubModel, "RemoteFolder"]
 _REQUESTS = 8  # to the hub or a store at a time
 
 
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that the tokenizer of an output has beyond the model's whose files it is made of.
+
+    ``settings`` say how it is found in a text, as a tokenizer.json has them; None where it is an
+    ordinary token of another vocabulary, which is not looked for before others.
+    """
+
+    text: str
+    number: int
+    settings: Mapping[str, bool] | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
     """A model on this machine, on the hub or at a URL, as its headers describe it.
@@ -46,6 +59,7 @@ class Checkpoint:
     its files were read. An adapter alone has `adapter`, its adapter_config.json. Put onto its base
     it has the tensors and config of the model that comes out, and `parts`: the adapter and the
     base, which have the files. So has a stack of layers: `parts` are the models they are of.
+    `added_tokens` are known beside those of its files.
     """
 
     reference: ModelReference
@@ -58,6 +72,7 @@ class Checkpoint:
     parts: tuple["Checkpoint", ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    added_tokens: tuple[AddedToken, ...] = ()
     _headers: Mapping[StoredFile, bytes] = field(default_factory=dict, repr=False)
     _store: "_Store | None" = field(default=None, repr=False)
 

@@ -49,6 +49,11 @@ def token_dimension(name: str, shape: Shape, rows: int) -> int | None:
     return None
 
 
+def token_digest(token: str) -> int:
+    """What stands for a token in ``TokenRows``."""
+    return xxhash.xxh3_64_intdigest(token.encode(errors="surrogatepass")) or 1
+
+
 def token_rows(checkpoint: Checkpoint, rows: int | None = None) -> TokenRows | None:
     """The token of each of a model's ``rows`` rows, by its own tokenizer; ids beyond them have no
     row. Without ``rows`` there are as many as the tokenizer has ids. None where the tokenizer's
@@ -62,5 +67,5 @@ def token_rows(checkpoint: Checkpoint, rows: int | None = None) -> TokenRows | N
             continue
         if row >= len(table):
             table.extend(bytes(row + 1 - len(table)))
-        table[row] = xxhash.xxh3_64_intdigest(token.encode(errors="surrogatepass")) or 1
+        table[row] = token_digest(token)
     return table if found else None

@@ -1,9 +1,4 @@
-"""What a tokenizer's files say: its size, its end-of-sequence token, and the ids of its tokens.
-
-A large tokenizer.json takes ten times its size in memory once parsed (300 MB for 35 MB),
-which would break the promise on memory. It is scanned instead: the added tokens are parsed,
-the vocabulary is walked entry by entry, merges are never reached.
-"""
+"""What a tokenizer's files say: its size, its end-of-sequence token, and the ids of its tokens."""
 
 import json
 import re
@@ -16,27 +11,15 @@ import xxhash
 from mergeengine.checkpoints.checkpoint import Checkpoint
 from mergeengine.checkpoints.sentencepiece import pieces
 from mergeengine.checkpoints.small_files import SIZE_LIMIT, open_file, read_bytes, read_json
+from mergeengine.checkpoints.tokenizer_json import UNUSABLE, Entry, numbered, parts_of, walk
 from mergeengine.errors import CheckpointError
-
-# Possessive quantifiers: no backtracking state, so hostile text costs no memory.
-_STRING = rb'"(?:[^"\\]++|\\.)*+"'
-_WHOLE_STRING = re.compile(_STRING, re.DOTALL)
-_KEY = re.compile(rb"\s*+,?+\s*+(" + _STRING + rb")\s*+:\s*+", re.DOTALL)
-_ID = re.compile(rb"\s*+,?+\s*+(" + _STRING + rb")\s*+:\s*+([0-9]{1,18})(?![0-9.eE])", re.DOTALL)
-_SCORED = re.compile(rb"\s*+,?+\s*+\[\s*+(" + _STRING + rb")\s*+,[^\[\]\"]++\]", re.DOTALL)
-_SCALAR = re.compile(rb'[^\s,\[\]{}"]++')
-_NESTING = re.compile(_STRING + rb"|[\[\]{}]", re.DOTALL)
-_BRACKET = re.compile(rb"\s*+([\[\]{}])")
 
 _LISTS = (
     "tokenizer.json", "vocab.json", "vocab.txt", "added_tokens.json", "tokenizer_config.json",
 )  # fmt: skip
+_SETTINGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an added token
 # Where a piece's place is its id. Of sentencepiece.bpe.model (XLM-RoBERTa and others) it is not.
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model")
-
-
-Entry = tuple[bytes, int]
-"""A token as JSON spells it, and its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +98,35 @@ def tokens(checkpoint: Checkpoint) -> Iterator[tuple[str, int]]:
     yield from files.added.items()
 
 
+def added_tokens(checkpoint: Checkpoint) -> dict[str, dict[str, bool]]:
+    """The tokens that are cut out of a text before the algorithm sees it, as special ones are, and
+    how: whether ``special``, ``normalized``, a ``single_word``, with the spaces around them."""
+    return _Files.of(checkpoint).settings
+
+
+def beyond_vocabulary(checkpoint: Checkpoint) -> dict[str, int]:
+    """The added tokens that the vocabulary does not list too, with their ids."""
+    files = _Files.of(checkpoint)
+    wanted, beyond = _Wanted(files.added), dict(files.added)
+    for spelling, _ in files.base or ():
+        token = wanted.find(spelling)
+        if token is not None:
+            beyond.pop(token, None)
+    return beyond
+
+
 class _OtherFormError(Exception):
     """vocab.json is no flat object of ids: some tokenizers keep one per language."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """``base`` walks the vocabulary, ``added`` are the tokens that were added to it."""
+    """``base`` walks the vocabulary, ``added`` are the tokens that were added to it, ``settings``
+    how those are found in a text."""
 
     base: Iterator[Entry] | None
     added: dict[str, int]
+    settings: dict[str, dict[str, bool]]
     eos: str | None
 
     @classmethod
@@ -132,47 +134,53 @@ class _Files:
         config = read_json(checkpoint, "tokenizer_config.json") or {}
         special = read_json(checkpoint, "special_tokens_map.json") or {}
         eos = _token_text(config.get("eos_token")) or _token_text(special.get("eos_token"))
-        beside = _added_tokens(config, read_json(checkpoint, "added_tokens.json") or {})
-        base, added = _base_vocabulary(checkpoint)
-        return cls(base, added | beside, eos)
+        base, own = _base_vocabulary(checkpoint)
+        beside = [*own, *_added_beside(config, read_json(checkpoint, "added_tokens.json") or {})]
+        added = {token["content"]: int(token["id"]) for token in beside}
+        added |= {token.text: token.number for token in checkpoint.added_tokens}
+        settings: dict[str, dict[str, bool]] = {}
+        for token in beside:
+            found = {key: token[key] for key in _SETTINGS if type(token.get(key)) is bool}
+            settings[token["content"]] = found | settings.get(token["content"], {})
+        return cls(base, added, settings, eos)
 
 
-def _base_vocabulary(checkpoint: Checkpoint) -> tuple[Iterator[Entry] | None, dict[str, int]]:
+def _base_vocabulary(
+    checkpoint: Checkpoint,
+) -> tuple[Iterator[Entry] | None, tuple[dict[str, Any], ...]]:
     """The walk through the vocabulary, and the added tokens of its own file."""
     data = _read_vocabulary_file(checkpoint, "tokenizer.json")
     if data is not None:
         try:
-            start, added = _parts_of(data)
-        except _UNUSABLE as error:
+            parts = parts_of(data)
+        except UNUSABLE as error:
             raise _malformed(checkpoint, "tokenizer.json", str(error)) from None
-        return None if start is None else _walk(checkpoint, data, start), added
+        start = parts.vocabulary
+        return None if start is None else _walk(checkpoint, data, start), parts.added
     data = _read_vocabulary_file(checkpoint, "vocab.json")
     if data is not None:
-        return _flat(data), {}
+        return _flat(data), ()
     data = _read_vocabulary_file(checkpoint, "vocab.txt")
     if data is not None:
-        return _lines(data), {}
+        return _lines(data), ()
     for name in _SENTENCEPIECE:
         data = _read_vocabulary_file(checkpoint, name)
         if data is not None and _is_sentencepiece(data):
-            return _pieces(data), {}
-    return None, {}
-
-
-_UNUSABLE = (ValueError, LookupError, TypeError, OverflowError, RecursionError)
+            return _pieces(data), ()
+    return None, ()
 
 
 def _walk(checkpoint: Checkpoint, data: bytes, start: int) -> Iterator[Entry]:
     """Through the vocabulary of a tokenizer.json, which begins at ``start``."""
     try:
-        yield from (_scored if data[start : start + 1] == b"[" else _ids)(data, start)
+        yield from walk(data, start)
     except ValueError as error:
         raise _malformed(checkpoint, "tokenizer.json", str(error)) from None
 
 
 def _flat(data: bytes) -> Iterator[Entry]:
     try:
-        yield from _ids(data, 0)
+        yield from numbered(data, 0)
     except ValueError:
         raise _OtherFormError from None
 
@@ -250,77 +258,14 @@ def _token_text(token: object) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _added_tokens(config: dict[str, Any], added: dict[str, Any]) -> dict[str, int]:
-    ids = {text: number for text, number in added.items() if type(number) is int}
+def _added_beside(config: dict[str, Any], added: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The added tokens of tokenizer_config.json and added_tokens.json."""
+    for text, number in added.items():
+        if type(number) is int:
+            yield {"content": text, "id": number}
     decoder = config.get("added_tokens_decoder")
     for number, token in decoder.items() if isinstance(decoder, dict) else ():
-        text = _token_text(token)
-        if text is not None and re.fullmatch(r"[0-9]{1,18}", number):
-            ids[text] = int(number)
-    return ids
-
-
-def _parts_of(data: bytes) -> tuple[int | None, dict[str, int]]:
-    """Of a tokenizer.json: where its ``model.vocab`` begins, and its ``added_tokens``."""
-    added: dict[str, int] = {}
-    for key, start in _members(data, 0):
-        if key == b'"added_tokens"':
-            for token in json.loads(data[start : _after(data, start)]):
-                added[token["content"]] = int(token["id"])
-        elif key == b'"model"':
-            for inner, vocabulary in _members(data, start):
-                if inner == b'"vocab"':
-                    return vocabulary, added
-            break
-    return None, added
-
-
-def _ids(data: bytes, start: int) -> Iterator[Entry]:
-    """Walk ``{"token": id, ...}``."""
-    position = _past(data, start, b"{")
-    while entry := _ID.match(data, position):
-        yield entry[1], int(entry[2])
-        position = entry.end()
-    _past(data, position, b"}")
-
-
-def _scored(data: bytes, start: int) -> Iterator[Entry]:
-    """Walk ``[["token", score], ...]``, where the place is the id."""
-    position, number = _past(data, start, b"["), 0
-    while entry := _SCORED.match(data, position):
-        yield entry[1], number
-        number += 1
-        position = entry.end()
-    _past(data, position, b"]")
-
-
-def _members(data: bytes, start: int) -> Iterator[tuple[bytes, int]]:
-    """Each key of the object at ``start``, quoted, and where its value begins."""
-    position = _past(data, start, b"{")
-    while key := _KEY.match(data, position):
-        yield key[1], key.end()
-        position = _after(data, key.end())
-    _past(data, position, b"}")
-
-
-def _after(data: bytes, start: int) -> int:
-    """Where the value that begins at ``start`` ends."""
-    if scalar := _WHOLE_STRING.match(data, start) or _SCALAR.match(data, start):
-        return scalar.end()
-    depth = 0
-    for token in _NESTING.finditer(data, start):
-        if token[0] in b"[{":
-            depth += 1
-        elif token[0] in b"]}":
-            depth -= 1
-            if depth == 0:
-                return token.end()
-    raise ValueError(f"the value at byte {start} does not end")
-
-
-def _past(data: bytes, position: int, bracket: bytes) -> int:
-    """The position behind the bracket that must come next."""
-    found = _BRACKET.match(data, position)
-    if found is None or found[1] != bracket:
-        raise ValueError(f"expected {bracket.decode()} or an entry at byte {position}")
-    return found.end()
+        content = _token_text(token)
+        if content is not None and re.fullmatch(r"[0-9]{1,18}", number):
+            settings = token if isinstance(token, dict) else {}
+            yield {**settings, "content": content, "id": int(number)}

@@ -6,14 +6,16 @@ expression over what is stored, of the output's rows; what binds models need not
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from itertools import groupby
 from types import MappingProxyType
 
 from mergeengine.checkpoints.aliases import alias_of, is_embedding
 from mergeengine.checkpoints.checkpoint import Checkpoint
 from mergeengine.checkpoints.token_rows import token_dimension, vocabulary_rows
+from mergeengine.compiler.arrangement import Arrangement, Places
 from mergeengine.compiler.correspondence import Counterparts
-from mergeengine.compiler.vocabulary import Arrangement, Places, arrange
+from mergeengine.compiler.vocabulary import arrange
 from mergeengine.lazy import algebra
 from mergeengine.lazy.nodes import Node, Shape
 from mergeengine.lazy.weight import Derived, Weight, node_of
@@ -30,7 +32,7 @@ class Aligned:
 
     In ``sources`` base and fine-tune have rows of zeros where there is no delta. By the aligned
     model: ``stored`` are the models as they are, ``complete`` the fine-tunes with all of their rows
-    (and the target's where they have none); by the source's name, ``compared`` is the target with
+    (and what stands in where they have none); by the source's name, ``compared`` is the target with
     zeros where the base has them. ``per_token`` names what was changed of the target.
     """
 
@@ -67,31 +69,33 @@ def align(
     if rows is None:
         return Aligned(target, tuple(sources))
     names = [_names(target, source, ft) for source, _, ft in sources]
-    same = {name: name for name in target.tensors}
-    own: list[Part] = [(target, rows.target, same)]
-    for ft, copied, called in zip(fts, rows.copied, names, strict=True):
-        own.append((ft, copied, called))
+    called: dict[Checkpoint, Mapping[str, str]] = {target: {}}
+    for (_, _, ft), of_target in zip(sources, names, strict=True):
+        called.setdefault(ft, of_target)
+    others: list[Part] = [(model, places, called[model]) for model, places in rows.others.items()]
+    seen = _seen(target, rows, (target, rows.target, {}), others)
     aligned, stored, complete, compared = [], {}, {}, {}
     for number, (source, base, ft) in enumerate(sources):
-        before = _seen(base, rows, [(base, rows.before[number], {})])
-        after = _seen(ft, rows, [(ft, rows.after[number], {})])
-        aligned.append((source, before, after))
-        stored[after] = ft
-        of_target = {
+        of_ft = {
             there: here
             for here, there in names[number].items()
             if is_embedding(here) == is_embedding(there)  # not a head that is tied
         }
-        others: list[Part] = [
-            (model, places, {n: called.get(of_target.get(n, n), n) for n in ft.tensors})
-            for model, places, called in own
+        as_in_ft: list[Part] = [
+            (model, places, {n: of_model.get(of_ft.get(n, n), of_ft.get(n, n)) for n in ft.tensors})
+            for model, places, of_model in others
         ]
-        complete[after] = _seen(ft, rows, [(ft, rows.own[number], {}), *others])
+        instead = as_in_ft if source.whole else None
+        after = _seen(ft, rows, (ft, rows.after[number], {}), instead)
+        before = seen if source.whole else _seen(base, rows, (base, rows.before[number], {}), None)
+        aligned.append((source, before, after))
+        stored[after] = ft
+        complete[after] = _seen(ft, rows, (ft, rows.own[number], {}), as_in_ft)
         has = tuple(
             row if b >= 0 else -1 for row, b in zip(rows.target, rows.before[number], strict=True)
         )
-        compared[source.name] = _seen(target, rows, [(target, has, {})])
-    seen = _seen(target, rows, own)
+        shared: Part = (target, has, {})
+        compared[source.name] = seen if source.whole else _seen(target, rows, shared, None)
     return Aligned(
         seen,
         tuple(aligned),
@@ -122,24 +126,34 @@ def _names(target: Checkpoint, source: Source, ft: Checkpoint) -> dict[str, str]
     return names
 
 
-def _seen(model: Checkpoint, rows: Arrangement, parts: Sequence[Part]) -> Checkpoint:
-    """A model whose vocabulary tensors have the output's rows, each from the first of ``parts``
-    that has it, or zeros."""
-    own = vocabulary_rows(model)
+def _seen(
+    model: Checkpoint, rows: Arrangement, own: Part, others: Sequence[Part] | None
+) -> Checkpoint:
+    """A model whose vocabulary tensors have the output's rows: its own, and in the place of those
+    that it lacks the mean of the others', or zeros. Without ``others`` it is part of a delta, and
+    all rows that are not its own are zeros."""
+    means = 0 if others is None else rows.means
+    height = vocabulary_rows(model)
     tensors: dict[str, Weight] = dict(model.tensors)
     for name, tensor in model.tensors.items():
-        dimension = None if own is None else token_dimension(name, tensor.shape, own)
+        dimension = None if height is None else token_dimension(name, tensor.shape, height)
         if dimension is None or not tensor.dtype.is_float:
             continue
-        shape = _resized(tensor.shape, dimension, rows.size)
-        found = [
-            (node, places)
-            for other, places, called in parts
-            if (node := _node(other, called.get(name, name), shape, dimension)) is not None
-        ]
-        node = _picked(found, shape, dimension)
+        shape = _resized(tensor.shape, dimension, rows.size - means)
+        mine, *rest = (_rows_of(part, name, shape, dimension) for part in (own, *(others or ())))
+        node = _picked(mine, [each for each in rest if each is not None], shape, dimension)
+        node = _with_means(node, means, dimension)
         tensors[name] = Derived(str(model), name, tensor.dtype, node)
     return replace(model, tensors=MappingProxyType(tensors))
+
+
+Rows = tuple[Node, Places]
+
+
+def _rows_of(part: Part, name: str, shape: Shape, dimension: int) -> Rows | None:
+    model, places, called = part
+    node = _node(model, called.get(name, name), shape, dimension)
+    return None if node is None else (node, places[: shape[dimension]])
 
 
 def _resized(shape: Shape, dimension: int, size: int) -> Shape:
@@ -158,31 +172,62 @@ def _node(model: Checkpoint, name: str, shape: Shape, dimension: int) -> Node | 
     return node_of(found) if found is not None and found.shape == there else None
 
 
-def _picked(parts: Sequence[tuple[Node, Places]], shape: Shape, dimension: int) -> Node:
-    """The rows of several tensors as one: each from the first part that has it."""
+def _picked(own: Rows | None, others: Sequence[Rows], shape: Shape, dimension: int) -> Node:
+    """The rows of several tensors as one: a tensor's own, else the mean of the others'."""
     size = shape[dimension]
-    chosen = [-1] * size
+    parts = [own or (algebra.constant(0.0, shape), (-1,) * size), *others]
+    # The parts of each row, as bits; those of one row alone are no mean.
+    chosen = [0] * size
     for part, (_, places) in enumerate(parts):
-        if -1 in chosen:
-            pairs = zip(chosen, places, strict=True)
-            chosen = [part if c < 0 <= row else c for c, row in pairs]
-    segments = [(part, len(list(group))) for part, group in groupby(chosen)]
+        bit = 1 << part
+        chosen = [
+            c | bit if row >= 0 and c != 1 else c for c, row in zip(chosen, places, strict=True)
+        ]
+    segments = [(bits, len(list(group))) for bits, group in groupby(chosen)]
     if len(segments) > MOST_RUNS:
         total = algebra.constant(0.0, shape)
-        for part, (node, places) in enumerate(parts):
-            rows = tuple(r if c == part else -1 for r, c in zip(places, chosen, strict=True))
-            total = algebra.elementwise("add", total, _rows(node, rows, dimension))
+        for count in sorted({bits.bit_count() for bits in chosen} - {0}):
+            terms = []
+            for part, (node, places) in enumerate(parts):
+                rows = tuple(
+                    row if bits >> part & 1 and bits.bit_count() == count else -1
+                    for row, bits in zip(places, chosen, strict=True)
+                )
+                if max(rows) >= 0:
+                    terms.append(_rows(node, rows, dimension))
+            total = algebra.elementwise("add", total, _mean(terms, count))
         return total
     pieces, start = [], 0
-    for part, length in segments:
-        if part < 0:
-            pieces.append(algebra.constant(0.0, _resized(shape, dimension, length)))
-        else:
-            node, places = parts[part]
-            rows = places if length == size else places[start : start + length]
-            pieces.append(_rows(node, rows, dimension))
+    for bits, length in segments:
+        terms = [
+            _rows(node, places if length == size else places[start : start + length], dimension)
+            for part, (node, places) in enumerate(parts)
+            if bits >> part & 1
+        ]
+        zeros = algebra.constant(0.0, _resized(shape, dimension, length))
+        pieces.append(_mean(terms, len(terms)) if terms else zeros)
         start += length
     return algebra.concat(pieces, dimension)
+
+
+def _with_means(node: Node, count: int, dimension: int) -> Node:
+    """So many rows more, each the mean of all (Hewitt 2021, "Initializing new word embeddings for
+    pretrained language models")."""
+    size, more = node.shape[dimension], _resized(node.shape, dimension, count)
+    if not count or not size:
+        return node
+    if len(node.shape) == 1:
+        total = algebra.elementwise("add", algebra.constant(0.0, more), algebra.total(node))
+    else:
+        sums = algebra.row_sum(node) if dimension else algebra.column_sum(node)
+        factors = [count if d == dimension else 1 for d in range(len(more))]
+        total = algebra.repeat(sums, factors, more)
+    return algebra.concat([node, _mean([total], size)], dimension)
+
+
+def _mean(terms: Sequence[Node], count: int) -> Node:
+    total = reduce(partial(algebra.elementwise, "add"), terms)
+    return algebra.elementwise("div", total, algebra.constant(float(count)))
 
 
 def _rows(node: Node, places: Places, dimension: int) -> Node:

@@ -14,7 +14,7 @@ from mergeengine.lazy.dtypes import FLOAT64, DType
 from mergeengine.lazy.nodes import GENERATED, WHOLE, Node, Shape
 
 VIEWS = ("slice", "permute", "take", "repeat")
-HOLDERS = ("stored", "row_sum", "block_max", "derived", *WHOLE, *GENERATED)
+HOLDERS = ("stored", "row_sum", "column_sum", "block_max", "derived", *WHOLE, *GENERATED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +321,7 @@ def arithmetic_of(node: Node, compute: DType) -> DType:
     """The dtype in which a node is computed where ``compute`` is that around it: sums are taken in
     float64 throughout, magnitudes are ranked and whole nodes computed as the arithmetic around them
     sees them."""
-    return FLOAT64 if node.op in ("sum", "row_sum", "derived") else compute
+    return FLOAT64 if node.op in ("sum", "row_sum", "column_sum", "derived") else compute
 
 
 def tile_shape(shape: Shape, elements: int) -> Shape:

@@ -184,6 +184,7 @@ def _result_bytes(step: Step, block: int) -> int:
     left = {
         "sum": 8,
         "row_sum": 8 * (min(step.node.numel, elements) + 2),
+        "column_sum": 8 * step.node.numel,
         "block_max": 8 * rows_of_blocks(step.node, elements) if step.node.op == "block_max" else 0,
         "kth_magnitude": HISTOGRAM,
         "kth_place": 16,

@@ -48,7 +48,7 @@ DERIVED = 192  # lists of Python's floats, an element of each input of a derived
 LOOKAHEAD = 32  # outputs under way at once, so that passes of one hide the waits of another
 COMFORTABLE = 128 << 20  # more than this for blocks was never measured to be faster
 MOST_CHUNKS = 1  # larger blocks were not faster, warm or cold
-_KEPT_UNTIL_WRITTEN = ("row_sum", "block_max", "derived")
+_KEPT_UNTIL_WRITTEN = ("row_sum", "column_sum", "block_max", "derived")
 MOST_RESULTS = 16  # outputs made of one reading: each takes memory of a block
 
 
@@ -126,6 +126,8 @@ class Step:
         held = self.result_bytes(elements) + SCRATCH
         if self.node.op == "row_sum":  # the sums of one chunk's rows, twice
             held += 16 * min(self.node.numel, elements)
+        if self.node.op == "column_sum":  # sums of one chunk, and those that wait for their turn
+            held += 24 * self.node.numel
         if self.node.op == "block_max":  # maxima of each row, and where they belong
             held += 32 * rows_of_blocks(self.node, elements)
         return held + loaded + max(self._registers(min(TILE, strip)), self._sample_bytes(strip))

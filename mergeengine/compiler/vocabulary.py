@@ -9,40 +9,26 @@ target's; everything of a model whose files list no tokens is matched by its ind
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from mergeengine.checkpoints.checkpoint import Checkpoint
 from mergeengine.checkpoints.token_rows import MOST_ROWS, TokenRows, token_rows, vocabulary_rows
 from mergeengine.checkpoints.vocabulary import tokens, vocabulary_digest
+from mergeengine.compiler.arrangement import (
+    Arrangement,
+    Places,
+    padded_to_fine_tune,
+    where,
+    without,
+)
+from mergeengine.compiler.token_origins import Named, choose
 from mergeengine.errors import CheckpointError
 from mergeengine.plan.plan import Plan
-
-Places = tuple[int, ...]
-"""For each row of the output the row of one model, or -1."""
+from mergeengine.values.vocabulary import OF_TOKENS
 
 _SHOWN = 5  # tokens that a sentence names
-
-
-@dataclass(frozen=True, slots=True)
-class Arrangement:
-    """The rows of the output, and for each source those of its base and its fine-tune.
-
-    ``target`` are the rows that are the target's, ``copied`` those taken from a fine-tune in their
-    place; ``before`` and ``after`` those whose difference is added, ``own`` all that a fine-tune
-    has.
-    """
-
-    size: int
-    target: Places
-    copied: tuple[Places, ...]
-    before: tuple[Places, ...]
-    after: tuple[Places, ...]
-    own: tuple[Places, ...]
-    counts: dict[str, int]
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...]
 
 
 def arrange(
@@ -55,34 +41,46 @@ def arrange(
     """The rows of the output; None where all vocabularies are the same, or a model has none or one
     beyond all measure.
 
-    ``tokenizer`` is the model whose tokenizer the output gets. Raises CheckpointError where rows
-    cannot be matched, or may not differ.
+    ``tokenizer`` is the model whose tokenizer the output gets, with the tokens that are added to
+    it. Raises CheckpointError where rows cannot be matched, or may not differ, and PlanError for
+    rows that the plan names and no model has.
     """
     rows = {model: vocabulary_rows(model) for model in (target, *bases, *fts)}
     sizes = {model: size for model, size in rows.items() if size is not None and size <= MOST_ROWS}
     if len(sizes) < len(rows):
         return None
     if plan.compatibility == "finetuning-transfer":
-        return _padded(sizes, target, bases, fts)
+        return padded_to_fine_tune(sizes, target, bases, fts)
+    mode = plan.vocabulary.rows
+    if mode == "index":
+        if len(set(sizes.values())) > 1:
+            raise CheckpointError(_differ(sizes, {}, mode))
+        return None
     keys = {model: (size, vocabulary_digest(model)) for model, size in sizes.items()}
-    if len(set(keys.values())) == 1 and (tokenizer is None or tokenizer in sizes):
+    alike = len(set(keys.values())) == 1 and (tokenizer is None or tokenizer in sizes)
+    if alike and mode not in OF_TOKENS:
         return None  # nearly always: no tokens are read
     tables = _tables(keys)
     known = [model for model in tables if tables[model] is not None]
     donor = tokenizer if tokenizer is not None else target
-    if donor not in tables:
-        tables[donor] = token_rows(donor)
-    if plan.vocabulary in ("target", "source_ft"):
-        donor = target if plan.vocabulary == "target" else fts[0]
-    elif tables[donor] is None:  # then the target's tokenizer is written, if there is one
+    if mode in ("target", "source_ft"):
+        donor = target if mode == "target" else fts[0]
+    given = tables[donor] if donor in tables and mode not in OF_TOKENS else token_rows(donor)
+    if given is None and mode not in ("target", "source_ft"):
+        # then the target's tokenizer is written, if there is one
         donor = next((model for model in (target, *fts, *bases) if model in known), target)
-    if _alike([tables[m] for m in (donor, *known)]) and len(set(sizes.values())) == 1:
+        given = tables[donor]
+    arranging = _Arranging(plan, target, bases, fts, donor, given, sizes, tables)
+    if mode in OF_TOKENS:
+        if arranging.changes_nothing():
+            return None
+    elif _alike([given, *(tables[m] for m in known)]) and len(set(sizes.values())) == 1:
         return None
-    if plan.vocabulary == "error":
+    if mode == "error":
         if _alike([tables[m] for m in known]) and len(set(sizes.values())) == 1:
             return None
-        raise CheckpointError(_differ(sizes, tables))
-    return _Arranging(plan, target, bases, fts, donor, sizes, tables).result()
+        raise CheckpointError(_differ(sizes, tables, mode))
+    return arranging.result()
 
 
 def _tables(keys: dict[Checkpoint, tuple[int, str]]) -> dict[Checkpoint, TokenRows | None]:
@@ -101,14 +99,17 @@ def _alike(tables: Sequence[TokenRows | None]) -> bool:
     return all(table == tables[0] for table in tables[1:])
 
 
-def _differ(sizes: dict[Checkpoint, int], tables: dict[Checkpoint, TokenRows | None]) -> str:
+def _differ(
+    sizes: dict[Checkpoint, int], tables: Mapping[Checkpoint, TokenRows | None], mode: str
+) -> str:
     lines = []
     for model, size in sizes.items():
-        table = tables[model]
-        listed = "no list of tokens" if table is None else f"{_count(table)} tokens"
-        lines.append(f"\n    {model}: {size} rows, {listed}")
+        lines.append(f"\n    {model}: {size} rows")
+        if mode == "error":
+            table = tables[model]
+            lines.append(", no list of tokens" if table is None else f", {_count(table)} tokens")
     return (
-        f"the vocabularies differ, and the plan says `vocabulary: error`:{''.join(lines)}\n"
+        f"the vocabularies differ, and the plan says `vocabulary: {mode}`:{''.join(lines)}\n"
         "  `vocabulary: align` matches rows by their tokens"
     )
 
@@ -117,98 +118,82 @@ def _count(table: TokenRows) -> int:
     return len(table) - table.count(0)
 
 
-def _padded(
-    sizes: dict[Checkpoint, int],
-    target: Checkpoint,
-    bases: Sequence[Checkpoint],
-    fts: Sequence[Checkpoint],
-) -> Arrangement | None:
-    """As the code of the fine-tuning transfer paper has it (Lin et al. 2025, arXiv:2503.20110):
-    target and base get rows of zeros up to the fine-tune's, all rows by their index. So rows that
-    only the fine-tune has come out multiplied by the scaling."""
-    size = sizes[fts[0]]
-    longer = [model for model in sizes if sizes[model] > size]
-    longer += [ft for ft in dict.fromkeys(fts) if sizes[ft] < size]
-    if longer:
-        lines = "".join(f"\n    {model}: {sizes[model]} rows" for model in (fts[0], *longer))
-        raise CheckpointError(
-            "`compatibility: finetuning-transfer` pads embeddings to the fine-tune's rows, and "
-            f"these do not fit:{lines}\n  `vocabulary: align` matches rows by their tokens"
-        )
-    if all(other == size for other in sizes.values()):
-        return None
-
-    def padded(model: Checkpoint) -> Places:
-        return (*range(sizes[model]), *[-1] * (size - sizes[model]))
-
-    own = tuple(map(padded, fts))
-    nothing = (-1,) * size
-    added = size - sizes[target]
-    note = f"vocabulary: the target gets {added} rows of zeros, as finetuning-transfer has it"
-    return Arrangement(
-        size=size,
-        target=padded(target),
-        copied=tuple(nothing for _ in fts),
-        before=tuple(map(padded, bases)),
-        after=own,
-        own=own,
-        counts={"rows": size, "delta": size, "copied": 0, "kept": 0, "padding": 0},
-        notes=(note,),
-        warnings=(),
-    )
-
-
 @dataclass(slots=True)
 class _Arranging:
+    """``given`` are the tokens of ``donor``'s tokenizer, None where it lists none."""
+
     plan: Plan
     target: Checkpoint
     bases: Sequence[Checkpoint]
     fts: Sequence[Checkpoint]
     donor: Checkpoint
+    given: TokenRows | None
     sizes: dict[Checkpoint, int]
     tables: dict[Checkpoint, TokenRows | None]
+    means: int = 0  # rows at the end that are the mean of all before them
+
+    def changes_nothing(self) -> bool:
+        """Whether every model's rows are just those of the output."""
+        out = self._tokens()
+        tables = [table for table in self.tables.values() if table is not None]
+        same = _alike([out, *tables]) and set(self.sizes.values()) == {len(out)}
+        return same and not self.means and not self.plan.vocabulary.tokens
 
     def result(self) -> Arrangement:
         out = self._tokens()
         size = len(out)
-        known = self.tables[self.donor] is not None
+        known = self.given is not None
         numbers = list(range(max(size, *self.sizes.values())))  # one object each, for all places
         self._check(out)
-        places = {m: self._places(m, out if known else None, size, numbers) for m in self.sizes}
+        named, nobody = out[: size - self.means], (-1,) * self.means
+        places = {
+            model: (*self._places(model, named if known else None, len(named), numbers), *nobody)
+            for model in self.sizes
+        }
+        others = self._others(places, size)
+        chosen = choose(self.plan, out, self._named_models(), others)
+        forced = [row for row, entry in chosen.items() if entry.force]
+        if forced:
+            places = {model: without(rows, forced) for model, rows in places.items()}
         target, own = places[self.target], tuple(places[ft] for ft in self.fts)
-        pairs = [(places[base], ft) for base, ft in zip(self.bases, own, strict=True)]
         meant = [bool(token) or not known for token in out]  # padding gets no delta
-        shared = [
-            [m and min(rows) >= 0 for m, *rows in zip(meant, target, base, ft, strict=True)]
-            for base, ft in pairs
-        ]
-        copied, free = [], [t < 0 for t in target]
-        for ft in own:  # the first that has a row gives it
-            copied.append(tuple(f if e else -1 for f, e in zip(ft, free, strict=True)))
-            free = [e and f < 0 for f, e in zip(ft, free, strict=True)]
-        self._check_made(out, free)
-
-        def where(rows: Places, chosen: list[bool]) -> Places:
-            return tuple(row if is_so else -1 for row, is_so in zip(rows, chosen, strict=True))
-
-        delta = [any(flags) for flags in zip(*shared, strict=True)]
+        before, after, delta = [], [], [False] * size
+        for source, base, ft in zip(self.plan.sources, self.bases, own, strict=True):
+            in_base = places[base]
+            shared = [
+                m and min(rows) >= 0 for m, *rows in zip(meant, target, in_base, ft, strict=True)
+            ]
+            delta = [d or s for d, s in zip(delta, shared, strict=True)]
+            # The difference of a whole model is to the target, which lacks no row.
+            before.append(in_base if source.whole else where(in_base, shared))
+            after.append(where(ft, meant if source.whole else shared))
+        parts = list(others.values())
+        free = [max(rows) < 0 for rows in zip(target, *parts, strict=True)]
+        free[size - self.means :] = [False] * self.means
+        lacking = {token for n, token in enumerate(out) if token and free[n] and n not in chosen}
         counts = self._counts(out, known, target, delta, free)
         return Arrangement(
             size=size,
             target=target,
-            copied=tuple(copied),
-            before=tuple(where(b, s) for (b, _), s in zip(pairs, shared, strict=True)),
-            after=tuple(where(f, s) for (_, f), s in zip(pairs, shared, strict=True)),
+            before=tuple(before),
+            after=tuple(after),
             own=own,
+            others=others,
             counts=counts,
             notes=tuple(self._notes(counts)),
-            warnings=tuple(self._warnings(out)),
+            warnings=(*self._lacking(lacking), *self._warnings(out)),
+            means=self.means,
         )
 
     def _tokens(self) -> TokenRows:
         """The token of each row of the output."""
-        given = self.tables[self.donor]
-        mode = self.plan.vocabulary
+        given = self.given
+        mode = self.plan.vocabulary.rows
+        if mode in OF_TOKENS:
+            out = array("Q", given or [])
+            self.means = -len(out) % self.plan.vocabulary.pad_to_multiple_of
+            out.extend([0] * self.means)
+            return out
         if mode == "align":
             size = max(self.sizes[model] for model in (self.target, *self.fts))
             size = max(size, len(given) if given is not None else 0)
@@ -225,6 +210,22 @@ class _Arranging:
                     out[row] = token
                     named.add(token)
         return out
+
+    def _others(self, places: Mapping[Checkpoint, Places], size: int) -> dict[Checkpoint, Places]:
+        """The rows that stand in where a model lacks one: the target's, if the plan names one, and
+        where it has none, or is not named, those of all."""
+        first = places[self.target] if self.plan.own_target else (-1,) * size
+        lacks = [row < 0 for row in first]
+        return {
+            model: places[model] if model is self.target else where(places[model], lacks)
+            for model in dict.fromkeys((self.target, *self.fts))
+        }
+
+    def _named_models(self) -> dict[str, Named]:
+        """The models that may give rows, as a plan names them: a role, or a source's name."""
+        models = {source.name: ft for source, ft in zip(self.plan.sources, self.fts, strict=True)}
+        models |= {"target": self.target, "source_ft": self.fts[0]}
+        return {name: (m, self.sizes[m], self.tables[m]) for name, m in models.items()}
 
     def _check(self, out: TokenRows) -> None:
         """A model that lists no tokens can only be matched by index, where all ids agree."""
@@ -254,6 +255,8 @@ class _Arranging:
         """Which row of a model each row of the output is."""
         table, rows = self.tables[model], self.sizes[model]
         common = min(rows, size)
+        if table is None and self.given is not None:  # it cannot have what is added to the donor's
+            common = min(common, len(self.given) - len(self.donor.added_tokens))
         if table is None or out is None:
             return (*numbers[:common], *[-1] * (size - common))
         found: dict[int, int] | None = None
@@ -270,15 +273,18 @@ class _Arranging:
                 places[row] = -1
         return tuple(places)
 
-    def _check_made(self, out: TokenRows, empty: list[bool]) -> None:
-        """Every token of the output has a row in some model; padding may be zeros."""
-        lacking = {token for token, is_empty in zip(out, empty, strict=True) if token and is_empty}
-        if lacking:
-            raise CheckpointError(
-                f"the tokenizer of {self.donor} has {len(lacking)} tokens that neither the target "
-                f"nor a fine-tune has a row for ({self._named(self.donor, lacking)}): choose "
-                "another with `output.tokenizer`"
-            )
+    def _lacking(self, tokens: set[int]) -> Iterator[str]:
+        """Of tokens of the output that no model has a row for; padding may be zeros."""
+        if not tokens:
+            return
+        named = self._named(self.donor, self.given, tokens)
+        text = (
+            f"the tokenizer of {self.donor} has {len(tokens)} tokens that neither the target nor a "
+            f"fine-tune has a row for ({named})"
+        )
+        if self.plan.vocabulary.rows not in OF_TOKENS:
+            raise CheckpointError(f"{text}: choose another with `output.tokenizer`")
+        yield f"{text}: their rows are zeros; `tokens` under `vocabulary` can choose others"
 
     def _counts(
         self, out: TokenRows, known: bool, target: Places, delta: list[bool], empty: list[bool]
@@ -289,44 +295,46 @@ class _Arranging:
         return {
             "rows": len(out),
             "delta": shared,
-            "copied": len(out) - shared - kept - sum(empty),
+            "copied": len(out) - self.means - shared - kept - sum(empty),
             "kept": kept,
             "padding": padding,
         }
 
     def _notes(self, counts: dict[str, int]) -> Iterator[str]:
         order = f"in the order of the tokenizer of {self.donor}"
-        if self.tables[self.donor] is None:
+        if self.given is None:
             order = "by their index, since no model lists its tokens"
-        zeros = counts["rows"] - counts["delta"] - counts["copied"] - counts["kept"]
+        zeros = counts["rows"] - counts["delta"] - counts["copied"] - counts["kept"] - self.means
         yield (
             f"vocabulary: {counts['rows']} rows, {order}: {counts['delta']} with a delta, "
-            f"{counts['copied']} copied from source_ft, {counts['kept']} the target's as they are"
+            f"{counts['copied']} copied from the sources, {counts['kept']} the target's as they are"
             + (f", {zeros} of zeros" if zeros else "")
             + (f"; {counts['padding']} of all are padding" if counts["padding"] else "")
         )
-        if self.tables[self.donor] is not None:
+        if self.donor.added_tokens:
+            yield f"vocabulary: {len(self.donor.added_tokens)} tokens are added to the tokenizer"
+        if self.given is not None:
             for model in self.sizes:
                 if self.tables[model] is None:
                     yield f"vocabulary: {model} lists no tokens; its rows are taken by their index"
 
     def _warnings(self, out: TokenRows) -> Iterator[str]:
         """Tokens that the output has no row for, though the plan did not ask for it."""
-        if self.plan.vocabulary != "align":
+        if self.plan.vocabulary.rows != "align":
             return
         named = {0, *out}
         for model in dict.fromkeys((self.target, *self.fts)):
-            lost = set(self.tables[model] or ()) - named
+            table = self.tables[model]
+            lost = set(table or ()) - named
             if lost:
                 yield (
                     f"{len(lost)} tokens of {model} have no row in the output "
-                    f"({self._named(model, lost)}): the tokenizer of {self.donor} does not know "
-                    "them and gives their ids to others; `output.tokenizer` chooses another"
+                    f"({self._named(model, table, lost)}): the tokenizer of {self.donor} does not "
+                    "know them and gives their ids to others; `output.tokenizer` chooses another"
                 )
 
-    def _named(self, model: Checkpoint, digests: set[int]) -> str:
+    def _named(self, model: Checkpoint, table: TokenRows | None, digests: set[int]) -> str:
         """Some of the tokens, as texts."""
-        table = self.tables[model]
         assert table is not None
         names = dict.fromkeys(
             token for token, row in tokens(model) if row < len(table) and table[row] in digests

@@ -58,6 +58,8 @@ def fold_of(node: Node, *numbers: Tensor) -> Fold:
         return BlockMax(node)
     if node.op == "row_sum":
         return _RowSum(node)
+    if node.op == "column_sum":
+        return _ColumnSum(node)
     return _KthMagnitude(_count_of(node.attributes[0], *numbers))
 
 
@@ -74,6 +76,13 @@ def pairwise_sum(values: Tensor) -> Tensor:
         values[..., : length - half] += values[..., half:length]
         length = half
     return values[..., 0].clone()
+
+
+def pieces_of_rows(chunk: int, size: int, row: int) -> list[tuple[int, int]]:
+    """A chunk cut into the end of a row, whole rows, and the beginning of a row."""
+    head = min(size, -(chunk * CHUNK) % row)
+    body = head + (size - head) // row * row
+    return [(a, b) for a, b in ((0, head), (head, body), (body, size)) if a < b]
 
 
 class _Sum(_AllChunks):
@@ -109,14 +118,14 @@ class _RowSum(_AllChunks):
         if not values.numel():
             return values
         sums = []
-        for start, stop in self._pieces(chunk, values.numel()):
+        for start, stop in pieces_of_rows(chunk, values.numel(), self._row):
             piece = values[start:stop]
             whole = (stop - start) % self._row == 0
             sums.append(pairwise_sum(piece.view(-1, self._row) if whole else piece.view(1, -1)))
         return torch.cat(sums)
 
     def shaped(self, chunk: int, memory: Tensor) -> Tensor:
-        pieces = self._pieces(chunk, self._size(chunk))
+        pieces = pieces_of_rows(chunk, self._size(chunk), self._row)
         count = sum(self._rows(start, stop) for start, stop in pieces)
         return memory[: 8 * count].view(torch.float64)
 
@@ -125,7 +134,7 @@ class _RowSum(_AllChunks):
             return
         row = chunk * CHUNK // self._row
         done = 0
-        for start, stop in self._pieces(chunk, self._size(chunk)):
+        for start, stop in pieces_of_rows(chunk, self._size(chunk), self._row):
             count = self._rows(start, stop)
             sums = partial[done : done + count]
             if (stop - start) % self._row:
@@ -146,11 +155,38 @@ class _RowSum(_AllChunks):
         """Sums that a piece of a chunk gives: of its whole rows, or of the part of one."""
         return max(1, (stop - start) // self._row)
 
-    def _pieces(self, chunk: int, size: int) -> list[tuple[int, int]]:
-        """A chunk cut into the end of a row, whole rows, and the beginning of a row."""
-        head = min(size, -(chunk * CHUNK) % self._row)
-        body = head + (size - head) // self._row * self._row
-        return [(a, b) for a, b in ((0, head), (head, body), (body, size)) if a < b]
+
+class _ColumnSum(_AllChunks):
+    """Each chunk leaves a sum for every column, which is added when it is the chunk's turn."""
+
+    def __init__(self, node: Node) -> None:
+        self._row = node.numel
+        self._result = torch.zeros(self._row, dtype=torch.float64)
+        self._waiting: dict[int, Tensor] = {}
+        self._next = 0
+
+    def partial(self, chunk: int, values: Tensor) -> Tensor:
+        sums = values.new_zeros(self._row)
+        first = chunk * CHUNK
+        for start, stop in pieces_of_rows(chunk, values.numel(), self._row):
+            if (stop - start) % self._row:
+                column = (first + start) % self._row
+                sums[column : column + stop - start] += values[start:stop]
+            else:
+                sums += pairwise_sum(values[start:stop].view(-1, self._row).T)
+        return sums
+
+    def shaped(self, chunk: int, memory: Tensor) -> Tensor:
+        return memory[: 8 * self._row].view(torch.float64)
+
+    def accept(self, chunk: int, partial: Tensor) -> None:
+        self._waiting[chunk] = partial.clone()
+        while self._next in self._waiting:
+            self._result += self._waiting.pop(self._next)
+            self._next += 1
+
+    def finish_pass(self) -> Tensor | None:
+        return self._result
 
 
 class _Derived:

@@ -148,6 +148,8 @@ def _again(node: Node, inputs: tuple[Node, ...]) -> Node:
             return total(inputs[0])
         case "row_sum":
             return row_sum(inputs[0], *node.attributes)
+        case "column_sum":
+            return column_sum(inputs[0])
         case "kth_magnitude" if len(inputs) == 1:
             return kth_magnitude(inputs[0], *node.attributes)
         case "derived":
@@ -423,11 +425,11 @@ def product(left: Node, right: Node) -> Node:
 
 
 def _view(node: Node) -> Node:
-    """``node``, which must be a view of what is stored."""
+    """``node``, which must be a view of what is stored, or of a reduction with a shape."""
     below = node
     while below.op in ("slice", "take", "permute", "repeat"):
         below = below.inputs[0]
-    if below.op not in ("stored", "block_max"):
+    if below.op not in ("stored", "block_max", "row_sum", "column_sum"):
         raise ValueError(f"expected a view of a stored tensor, found {below.op}")
     return node
 
@@ -527,6 +529,15 @@ def row_sum(node: Node, kept: int = 1) -> Node:
     shape = (*node.shape[:kept], *(1 for _ in node.shape[kept:]))
     zero = is_constant(node, 0.0)
     return constant(0.0, shape) if zero else intern("row_sum", (node,), shape, kept)
+
+
+def column_sum(node: Node) -> Node:
+    """Sums over the first dimension, in float64; shape (1, ...)."""
+    if not node.shape:
+        raise ValueError("a scalar has no columns")
+    shape = (1, *node.shape[1:])
+    zero = is_constant(node, 0.0) or not node.numel
+    return constant(0.0, shape) if zero else intern("column_sum", (node,), shape)
 
 
 def block_max(node: Node, factors: Sequence[int]) -> Node:

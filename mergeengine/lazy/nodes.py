@@ -54,6 +54,7 @@ KINDS: dict[str, Kind] = {
     "product": "layout",
     "sum": "reduction",  # float64, over everything; shape ()
     "row_sum": "reduction",  # float64; attributes: (kept,): over all but the first dimensions
+    "column_sum": "reduction",  # float64; over the first dimension, which keeps size 1
     "block_max": "reduction",  # attributes: so many elements per dimension: the largest |x| of each
     # attributes: (k,): the k-th largest |x|, k from 1; shape (). With a second input, a number n, k
     # is a share: floor(k * n), and the result is infinite where that is 0

@@ -135,6 +135,10 @@ class LazyTensor:
         """Sums over all dimensions but the first, or the first ``kept``: shape (rows, 1, ...)."""
         return LazyTensor(algebra.row_sum(self.node, kept))
 
+    def column_sum(self) -> "LazyTensor":
+        """Sums over the first dimension: shape (1, ...)."""
+        return LazyTensor(algebra.column_sum(self.node))
+
     def dot(self, other: "LazyTensor") -> "LazyTensor":
         """The sum of the products of all elements (shape ()), in float64."""
         return (self * other).sum()

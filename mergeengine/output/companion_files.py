@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,16 +18,65 @@ _PLAIN_NAME = re.compile(rf"(?:{TEMPLATE_FOLDER}/)?[^./\\\x00-\x1f\x7f][^/\\\x00
 
 
 @dataclass(frozen=True, slots=True)
+class Spliced:
+    """An input file's bytes, with others put in: before those of each offset, which ascend."""
+
+    file: Path
+    inserted: tuple[tuple[int, bytes], ...]
+
+    def open(self) -> BinaryIO:
+        return io.BufferedReader(_Joined(self._parts()))
+
+    def _parts(self) -> Iterator[bytes]:
+        with open_file(self.file) as file:
+            for offset, more in self.inserted:
+                yield from _read(file, offset - file.tell())
+                yield more
+            yield from _read(file, self.file.stat().st_size - file.tell())
+
+
+def _read(file: BinaryIO, size: int) -> Iterator[bytes]:
+    while size > 0 and (part := file.read(min(size, 1 << 20))):
+        yield part
+        size -= len(part)
+
+
+class _Joined(io.RawIOBase):
+    """Parts one after the other as one stream."""
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts = parts
+        self._left = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            part = next(self._parts, None)
+            if part is None:
+                return 0
+            self._left = memoryview(part)
+        size = min(len(buffer), len(self._left))
+        buffer[:size] = self._left[:size]
+        self._left = self._left[size:]
+        return size
+
+
+@dataclass(frozen=True, slots=True)
 class Companion:
     """One file of the output: its bytes, or the input file whose bytes it takes."""
 
     name: str
-    content: bytes | Path
+    content: bytes | Path | Spliced
 
     @property
     def size(self) -> int:
         if isinstance(self.content, bytes):
             return len(self.content)
+        if isinstance(self.content, Spliced):
+            added = sum(len(more) for _, more in self.content.inserted)
+            return self.content.file.stat().st_size + added
         return self.content.stat().st_size
 
     def digest(self) -> str:
@@ -41,6 +90,8 @@ class Companion:
     def open(self) -> BinaryIO:
         if isinstance(self.content, bytes):
             return io.BytesIO(self.content)
+        if isinstance(self.content, Spliced):
+            return self.content.open()
         return open_file(self.content)
 
 

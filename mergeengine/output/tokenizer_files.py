@@ -8,11 +8,13 @@ import re
 from collections.abc import Iterable
 
 from mergeengine.checkpoints.checkpoint import Checkpoint
+from mergeengine.output.added_tokens import with_added_tokens
 from mergeengine.output.companion_files import (
     TEMPLATE_FOLDER,
     CompanionSet,
     candidates,
     copies,
+    joined,
 )
 
 PROCESSOR_CONFIGS = (
@@ -65,7 +67,13 @@ def choose_tokenizer(
             f"of {model.reference.text}, which has no such file: {', '.join(sorted(lost))}; "
             f"`output.tokenizer: target` takes the target's whole set"
         )
-    return model, CompanionSet(copies(model, names), tuple(notes), tuple(warnings))
+    told = CompanionSet((), tuple(notes), tuple(warnings))
+    files = (
+        with_added_tokens(model, names)
+        if model.added_tokens
+        else CompanionSet(copies(model, names))
+    )
+    return model, joined([told, files])
 
 
 def has_tokenizer(checkpoint: Checkpoint) -> bool:

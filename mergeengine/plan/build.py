@@ -25,6 +25,7 @@ from mergeengine.plan.plan import (
 from mergeengine.plan.renaming import rename_of
 from mergeengine.plan.schema import MaskKeys, PlanKeys, RenameKeys, SourceKeys
 from mergeengine.plan.selecting import Selections, layers_of
+from mergeengine.plan.vocabularies import ROLES, vocabulary_of
 from mergeengine.values.masks import WHOLE, MaskEntry, Masks
 from mergeengine.values.references import ModelReference, Slab, local_path, parse_reference
 from mergeengine.values.renaming import Rename
@@ -72,7 +73,7 @@ class _Builder:
             document=self.root.plain,
             text=text,
             seed=keys.seed,
-            vocabulary=keys.vocabulary,
+            vocabulary=vocabulary_of(keys.vocabulary, self.root),
             compatibility=keys.compatibility,
             method=keys.method,
             method_position=None if method is None else method.position,
@@ -177,7 +178,7 @@ class _Builder:
     def _output(self, plan: PlanKeys) -> OutputOptions:
         keys = plan.output
         donors: dict[str, str] = {}  # of what the plan leaves to other keys
-        if plan.vocabulary in ("target", "source_ft"):
+        if isinstance(plan.vocabulary, str) and plan.vocabulary in ROLES:
             donors["tokenizer"] = plan.vocabulary
         if plan.compatibility is not None:
             donors["config"] = "source_ft"

@@ -17,11 +17,11 @@ from mergeengine.values.references import ModelReference, without_secrets
 from mergeengine.values.renaming import LayerMap, Rename
 from mergeengine.values.scaling import Scaling
 from mergeengine.values.selectors import Selector, first_match, unused_rules
+from mergeengine.values.vocabulary import Vocabulary
 
 OnMissing = Literal["error", "keep_target"]
 OnExtra = Literal["error", "ignore", "copy"]
 OnMismatch = Literal["error", "keep_target"]
-Vocabulary = Literal["align", "target", "source_ft", "error"]
 Compatibility = Literal["finetuning-transfer"]
 OnNonfinite = Literal["error", "keep_target", "allow"]
 OnUnmatched = Literal["error", "warn"]
@@ -160,7 +160,7 @@ class Plan:
     substituted: Substituted = field(default_factory=Substituted)
     warnings: tuple[str, ...] = ()
     seed: int = 0
-    vocabulary: Vocabulary = "align"
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
     compatibility: Compatibility | None = None
     method: str = DEFAULT_METHOD
     method_position: Position | None = field(default=None, compare=False)
@@ -175,7 +175,7 @@ class Plan:
         sources = [(each.name, each.source_base, each.source_ft) for each in self.sources]
         output = self.output
         donors = output.tokenizer, output.config, output.generation_config
-        return (self.target, *sources, *donors, *self.mask_files)
+        return (self.target, *sources, *donors, *self.mask_files, self.vocabulary)
 
     @property
     def merged(self) -> tuple[ModelReference, ...]:

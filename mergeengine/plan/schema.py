@@ -38,9 +38,9 @@ from mergeengine.plan.plan import (
     OnNonfinite,
     OnUnmatched,
     Quantization,
-    Vocabulary,
 )
 from mergeengine.plan.selecting import LAYERS, Layers, SelectorKeys
+from mergeengine.plan.vocabularies import VocabularyForm
 from mergeengine.units import parse_size
 from mergeengine.values.actions import RowRange, Token
 from mergeengine.values.chat_templates import check_chat_template
@@ -395,5 +395,5 @@ class PlanKeys(Keys):
     on_mismatch: OnMismatch = "error"
     on_nonfinite: OnNonfinite = "error"
     on_unmatched: OnUnmatched = "error"
-    vocabulary: Vocabulary = "align"
+    vocabulary: VocabularyForm = "align"
     compatibility: Compatibility | None = None

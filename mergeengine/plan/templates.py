@@ -73,7 +73,7 @@ _REST = """\
 on_missing: error                 # a tensor without a delta; or keep_target
 on_extra: error                   # a tensor that the target has not; or ignore, copy
 on_mismatch: error                # a tensor of another shape; or keep_target
-vocabulary: align                 # rows by their tokens; or target, source_ft, error
+vocabulary: align                 # rows by their tokens; or union, target, ...
 on_nonfinite: error               # infinities or NaN in what is computed; or keep_target, allow
 output:
   path: ./merged                  # relative to this file, as are the models

@@ -16,6 +16,7 @@ from mergeengine.plan.problems import Problems
 from mergeengine.plan.renaming import check_renames
 from mergeengine.plan.schema import NumericsKeys, OutputKeys, PlanKeys, SourceKeys
 from mergeengine.plan.selecting import SELECTING, check_selections
+from mergeengine.plan.vocabularies import check_vocabulary
 from mergeengine.values.excerpts import excerpt
 from mergeengine.values.nearest import did_you_mean, nearest
 from mergeengine.values.positions import Position
@@ -104,7 +105,7 @@ def _check_together(root: Node, problems: Problems) -> None:
                 problems.add(source.position, _missing_key((*here, "source_ft")))
         _check_names(sources, problems)
     _check_quantization(root, problems)
-    _check_vocabulary(root, problems)
+    check_vocabulary(root, problems)
     check_selections(root, problems)
     check_masks(root, problems)
     check_renames(root, problems)
@@ -132,30 +133,6 @@ def _check_quantization(root: Node, problems: Problems) -> None:
                 f"`quantization: keep` writes the target's {key}: `{key}` cannot stand beside it"
             )
             problems.add(root.key_position(("output", key)), words)
-
-
-def _check_vocabulary(root: Node, problems: Problems) -> None:
-    """The output's rows and its tokenizer cannot be those of different models."""
-    needed: dict[str, tuple[str, str]] = {}
-    vocabulary, compatibility = root.get("vocabulary"), root.get("compatibility")
-    if vocabulary is not None and compatibility is not None:
-        where = _elsewhere(root.keys["compatibility"], root.keys["vocabulary"])
-        problems.add(
-            root.key_position(("vocabulary",)),
-            f"`vocabulary` cannot stand beside `compatibility` ({where}), which decides it",
-        )
-    elif compatibility is not None:
-        text = f"compatibility: {excerpt(str(compatibility.value))}"
-        needed = dict.fromkeys(("tokenizer", "config"), ("source_ft", text))
-    elif vocabulary is not None and vocabulary.value in ("target", "source_ft"):
-        needed = {"tokenizer": (vocabulary.value, f"vocabulary: {vocabulary.value}")}
-    output = root.get("output")
-    for key, (role, text) in needed.items():
-        written = output.get(key) if output is not None else None
-        if written is not None and written.value != role:
-            problems.add(
-                written.position, f"`output.{key}` must be {role} beside `{text}`, or be left out"
-            )
 
 
 def _elsewhere(place: Position, seen_from: Position) -> str:
@@ -266,6 +243,8 @@ _NEEDED = {
     "source_base": "the model that `source_ft` was fine-tuned from",
     "source_ft": "the fine-tuned model",
     "adapter": "the folder or hub name of the adapter",
+    "rows": "union or tokenizer",
+    "from": "whose row it is: zeros, target, source_ft or the name of a source",
 }
 
 

@@ -29,7 +29,7 @@ def accompany(plan: Plan, models: Models, binding: Binding) -> CompanionSet:
     """
     gathered = gather_companions(
         target=models.target.beside,
-        tokenizer=models.tokenizer,
+        tokenizer=models.output_tokenizer,
         config=models.config,
         generation_config=models.generation_config,
         tensors={t.output.name: (t.output.dtype, t.output.shape) for t in binding.tensors},

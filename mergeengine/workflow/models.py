@@ -10,6 +10,7 @@ from mergeengine.checkpoints.checkpoint import Checkpoint, Kind, open_checkpoint
 from mergeengine.checkpoints.config import compare_configs, contradictions
 from mergeengine.checkpoints.quantised import quantised
 from mergeengine.checkpoints.stacked import stacked
+from mergeengine.compiler.output_tokens import output_tokenizer
 from mergeengine.errors import CheckpointError
 from mergeengine.output.lock import PlanLock
 from mergeengine.output.tokenizer_files import has_tokenizer
@@ -22,12 +23,17 @@ _DONORS = ("tokenizer", "config", "generation_config")
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The opened checkpoint of each role of a plan; equal references are opened once."""
+    """The opened checkpoint of each role of a plan; equal references are opened once.
+
+    ``output_tokenizer`` is ``tokenizer``, or the target in its place, with the tokens that the
+    output's tokenizer has besides.
+    """
 
     target: Checkpoint
     bases: tuple[Checkpoint, ...]
     fts: tuple[Checkpoint, ...]
     tokenizer: Checkpoint
+    output_tokenizer: Checkpoint
     config: Checkpoint
     generation_config: Checkpoint
     source_names: tuple[str, ...]
@@ -187,11 +193,13 @@ def open_models(
         adapter = model.parts[0]
         return adapter if tokenizer and has_tokenizer(adapter) else model.beside
 
+    tokenizer = donor(plan.output.tokenizer, tokenizer=True)
     return Models(
         target=target,
         bases=tuple(found[source.source_base] for source in plan.sources),
         fts=fts,
-        tokenizer=donor(plan.output.tokenizer, tokenizer=True),
+        tokenizer=tokenizer,
+        output_tokenizer=output_tokenizer(plan, tokenizer, target, fts),
         config=donor(plan.output.config),
         generation_config=donor(plan.output.generation_config),
         source_names=tuple(source.name for source in plan.sources),

@@ -15,7 +15,7 @@ from mergeengine.lazy.dtypes import FLOAT64
 from mergeengine.lazy.nodes import Node, walk
 from mergeengine.lazy.stored import Stored
 
-_WIDER = ("sum", "row_sum", "derived")  # see `program.arithmetic_of`
+_WIDER = ("sum", "row_sum", "column_sum", "derived")  # see `program.arithmetic_of`
 _AS_IT_LIES = ("repeat", "product", "block_max")
 
 

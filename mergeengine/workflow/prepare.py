@@ -194,7 +194,7 @@ def resolve(
 
 def _pinned(plan: Plan, models: Models, contents: Mapping[str, str]) -> PlanLock:
     """With the ids of tokens that masks name: the files of a tokenizer are no part of a pin."""
-    _, tokens = look_up_tokens(plan, models.tokenizer, models.target, models.fts)
+    _, tokens = look_up_tokens(plan, models.output_tokenizer, models.target, models.fts)
     looked_up = {"tokens": tokens} if tokens else {}
     return PlanLock(contents, {**plan.substituted.document(), **looked_up})
 
@@ -205,7 +205,9 @@ def bind_models(plan: Plan, models: Models, tokens: Found | None = None) -> Boun
     notes, warnings = models.examine(plan)
     sources = list(zip(plan.sources, models.bases, models.fts, strict=True))
     files = {mask.reference: mask.tensors for mask in models.masks}
-    binding = bind(plan, models.target, sources, files, models.tokenizer, tokens)
+    binding = bind(
+        plan, models.target, sources, files, models.output_tokenizer, tokens
+    )
     if plan.output.quantization == "keep":
         binding = requantised(binding, models.target)
     return Bound(binding, (*notes, *binding.notes), (*warnings, *binding.warnings))

@@ -209,7 +209,7 @@ def test_what_explain_says(tmp_path: Path) -> None:
     models, _ = resolve(plan, Settings())
     (told,) = explain(plan, bind_models(plan, models).binding, "lm_head.weight")
     assert told.reasons == (
-        "vocabularies differ: of 34 rows 32 have a delta, 2 are copied from source_ft, 0 are the "
+        "vocabularies differ: of 34 rows 32 have a delta, 2 are copied from the sources, 0 are the "
         "target's",
     )
 
@@ -272,6 +272,58 @@ def test_ids_in_configs_follow_the_tokenizer(tmp_path: Path) -> None:
     merge(tmp_path, scaling=0.7, vocabulary="target", output={"path": "./other"})
     generation = json.loads((tmp_path / "other" / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [31]
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied"])
+def test_a_union_of_models(tmp_path: Path, name: str) -> None:
+    """The output loads, each token's row is where its tokenizer says, and configs have its ids."""
+    first = Version([*PLAIN, *WORDS[60:64]], 40)
+    second = Version([*PLAIN, *CHAT], 34, config={"eos_token_id": [2, 33]})
+    for seed, (role, version) in enumerate((("target", first), ("base", first), ("ft", second))):
+        save(tmp_path / role, version, seed, name)
+    plan = write_plan(
+        tmp_path,
+        method="linear",
+        target="./target",
+        sources=[{"model": "./target", "scaling": 0.25}, {"model": "./ft", "scaling": 0.75}],
+        vocabulary={"rows": "union", "pad_to_multiple_of": 8},
+        output={
+            "path": "./out",
+            "tokenizer": "target",
+            "config": "./ft",
+            "generation_config": "./ft",
+        },
+    )
+    result = run(plan, device="cpu")
+    assert result.report["vocabulary"] == {
+        "rows": 40, "delta": 36, "copied": 2, "kept": 0, "padding": 2,
+    }  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    order = [*first.tokens, *CHAT]
+    assert tokenizer.get_vocab() == {token: row for row, token in enumerate(order)}
+    assert tokenizer.convert_ids_to_tokens(tokenizer("w3 <|end|> w61")["input_ids"]) == [
+        "w3", "<|end|>", "w61",
+    ]  # fmt: skip
+    model = load(ARCHITECTURES[name], tmp_path / "out")
+    assert model.config.vocab_size == 40
+    assert model.config.eos_token_id == [2, 37]
+    assert model.generation_config.eos_token_id == [2, 37]
+    weights = {role: stored(tmp_path / role) for role in ("target", "ft", "out")}
+    for tensor in weights["out"]:
+        if not tensor.endswith(("embed_tokens.weight", "lm_head.weight")):
+            continue
+        rows = {role: weights[role][tensor].double() for role in weights}
+        expected = torch.zeros(40, rows["ft"].shape[1], dtype=torch.float64)
+        whole = {}
+        for role, own, other in (("target", first, second), ("ft", second, first)):
+            stand_in = rows["ft" if role == "target" else "target"]
+            found = [
+                rows[role][own.ids[t]] if t in own.ids else stand_in[other.ids[t]] for t in order
+            ]
+            whole[role] = torch.stack(found)
+            whole[role] = torch.cat([whole[role], whole[role].mean(0, keepdim=True).repeat(2, 1)])
+        expected = 0.25 * whole["target"] + 0.75 * whole["ft"]
+        assert torch.allclose(rows["out"], expected, rtol=1e-6, atol=1e-7), tensor
 
 
 def test_an_id_that_cannot_follow_is_an_error(tmp_path: Path) -> None:

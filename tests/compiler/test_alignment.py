@@ -123,7 +123,7 @@ def test_another_tokenizer(tmp_path: Path) -> None:
 
 
 def test_several_sources(tmp_path: Path) -> None:
-    """Each source's shared tokens get its delta, and a token of both comes from the first."""
+    """Each source's shared tokens get its delta, and a token of both is the mean of theirs."""
     vocabularies = {
         "target": list("abcd"),
         "base": list("abc"),
@@ -149,7 +149,8 @@ def test_several_sources(tmp_path: Path) -> None:
         of["target"][t] + (of["ft"][t] - of["base"][t]) + 2 * (of["other"][t] - of["base"][t])
         for t in "abc"
     ]
-    assert torch.equal(output, torch.stack([*shared, of["ft"]["x"], of["ft"]["y"]]))
+    both = (of["ft"]["x"] + of["other"]["x"]) / 2
+    assert torch.equal(output, torch.stack([*shared, both, of["ft"]["y"]]))
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,8 @@ def oracle(node: Node) -> Tensor:
         case "row_sum":
             dims = tuple(range(node.attributes[0], inputs[0].ndim))
             return inputs[0].sum(dims, keepdim=True) if dims else inputs[0]
+        case "column_sum":
+            return inputs[0].sum(0, keepdim=True)
         case "block_max":
             result = torch.zeros(node.shape, dtype=torch.float64)
             for place in torch.cartesian_prod(*(torch.arange(n) for n in node.shape)).tolist():

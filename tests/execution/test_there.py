@@ -102,7 +102,11 @@ def _leave(fold: Fold, values: Tensor, out: Tensor) -> None:
     out.copy_(fold.partial(0, values))
 
 
-@pytest.mark.parametrize("node", [algebra.total(REDUCED), algebra.row_sum(REDUCED)], ids="sr")
+@pytest.mark.parametrize(
+    "node",
+    [algebra.total(REDUCED), algebra.row_sum(REDUCED), algebra.column_sum(REDUCED)],
+    ids="src",
+)
 @pytest.mark.parametrize("chunk", [0, 1])
 def test_sums(node: Node, chunk: int) -> None:
     size = min(CHUNK, REDUCED.numel - chunk * CHUNK)
@@ -124,7 +128,11 @@ def test_temporaries_of_rounding_are_bounded(dtype: torch.dtype) -> None:
     assert CHUNK <= there_peak <= TEMPORARIES * CHUNK
 
 
-@pytest.mark.parametrize("node", [algebra.total(REDUCED), algebra.row_sum(REDUCED)], ids="sr")
+@pytest.mark.parametrize(
+    "node",
+    [algebra.total(REDUCED), algebra.row_sum(REDUCED), algebra.column_sum(REDUCED)],
+    ids="src",
+)
 def test_temporaries_of_sums_are_bounded(node: Node) -> None:
     values = torch.randn(CHUNK, dtype=torch.float64)
     assert peak(lambda v: fold_of(node).partial(0, v), values) <= TEMPORARIES * CHUNK

@@ -72,6 +72,9 @@ EXPRESSIONS: dict[str, Callable[[list[LazyTensor]], LazyTensor]] = {
     "padded": lambda t: concat([t[0] - t[1], t[2][:0] * 0.0, t[1][:3] * 0.0]),
     "normalised": lambda t: t[0] * (0.5 / t[0].norm()) + t[1],
     "per row": lambda t: t[0] / (t[1] * t[1]).row_sum().sqrt(),
+    "per column": lambda t: t[0] - concat([t[1], t[2]]).column_sum() / 3200.0,
+    "per column, in columns": lambda t: t[0] - t[3].permute(1, 0).column_sum(),
+    "column means below": lambda t: concat([t[0], t[1].column_sum().repeat([9, 1], (9, 900))]) - 1,
     "largest": lambda t: (abs(t[0] - t[1]) >= (t[0] - t[1]).kth_magnitude(5000)).where(t[1], 0.0),
     "signs": lambda t: t[0].sign() * t[1].minimum(0.5).maximum(-0.25),
     "compared": lambda t: (t[0] > t[1]).where(t[0], -t[1]) + t[2].eq(t[2]),
@@ -229,6 +232,7 @@ def test_sums_of_rows_without_elements(store: Store) -> None:
     for shape in ((3, 0), (0, 3), (0, 0)):
         a = store(torch.zeros(shape))
         assert torch.equal(computed(a.row_sum())[0].flatten(), torch.zeros(shape[0]).double())
+        assert torch.equal(computed(a.column_sum())[0], torch.zeros(1, shape[1]).double())
 
 
 def test_of_two_zeros_the_positive_one_wherever_they_lie(store: Store) -> None:

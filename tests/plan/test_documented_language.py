@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import mergeengine
-from mergeengine.plan import mask_actions, parameters, schema, selecting
+from mergeengine.plan import mask_actions, parameters, schema, selecting, vocabularies
 from mergeengine.plan.forms import Keys, written_keys
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -26,6 +26,7 @@ SELECTORS = between("**Selectors** choose", "**Scaling**")
 SCALING = between("**Scaling** may", "To try several values")
 MASKS = between("### Masks of elements", "\n## ")
 STACKS = between("### Stacks of layers", "\n### ")
+VOCABULARIES = between("### Vocabularies that differ", "\n## ")
 RENAMING = between("### The same weights under other names", "**Selectors**")
 
 PASSAGES: dict[type[Keys], str] = {
@@ -40,6 +41,9 @@ PASSAGES: dict[type[Keys], str] = {
     schema.SlabKeys: STACKS,
     schema.RenameKeys: RENAMING,
     schema.MaskKeys: SELECTORS + MASKS,
+    vocabularies.VocabularyKeys: VOCABULARIES,
+    vocabularies.TokenKeys: VOCABULARIES,
+    vocabularies.OriginKeys: VOCABULARIES,
     selecting.SelectorKeys: SELECTORS,
     parameters.RuleKeys: SELECTORS + SCALING,
     parameters.ScalingRuleKeys: SELECTORS + SCALING,

@@ -304,6 +304,8 @@ def execute_expression(
                 return a + (abs(delta) >= threshold).where(delta, 0.0)
             case "row_sum":
                 return a + delta / (delta * delta).row_sum().sqrt()
+            case "column_sum":
+                return a + delta / (delta * delta).column_sum().sqrt()
             case "low_rank":
                 return a + delta.low_rank(8)
             case "permute":

@@ -96,6 +96,7 @@ EXPRESSIONS = [
     ("row_sum", BIG, "float32", 1),
     ("row_sum", (500_000, 8), "bfloat16", 6),
     ("row_sum", (16_000_000, 2), "bfloat16", 1),  # as many sums as half of the elements
+    ("column_sum", (6, 2_000_000), "float32", 1),
     ("low_rank", (1500, 1000), "float32", 2),
     ("low_rank", (300, 3000), "bfloat16", 2),
     ("permute", BIG, "bfloat16", 1),

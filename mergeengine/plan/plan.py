@@ -24,7 +24,8 @@ OnMismatch = Literal["error", "keep_target"]
 Vocabulary = Literal["align", "target", "source_ft", "error"]
 Compatibility = Literal["finetuning-transfer"]
 OnNonfinite = Literal["error", "keep_target", "allow"]
-ComputeDtype = Literal["auto", "float32", "float64"]
+ComputeDtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
+Rounding = Literal["mergekit"]
 Role = Literal["target", "source_ft"]
 Quantization = Literal["none", "keep"]
 
@@ -104,9 +105,14 @@ class OutputOptions:
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """The arithmetic's dtype; ``auto``: float32, and float64 for float32 outputs."""
+    """The arithmetic's dtype; ``auto``: float32, and float64 for float32 outputs.
+
+    With `compatibility` it is the dtype to which inputs, and results on the way, are rounded as
+    another tool does; ``auto``: each tensor's own. 16 bits are possible only so.
+    """
 
     compute_dtype: ComputeDtype = "auto"
+    compatibility: Rounding | None = None
 
 
 @dataclass(frozen=True, slots=True)

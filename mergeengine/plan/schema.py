@@ -37,6 +37,7 @@ from mergeengine.plan.plan import (
     OnMissing,
     OnNonfinite,
     Quantization,
+    Rounding,
     Vocabulary,
 )
 from mergeengine.plan.selecting import LAYERS, Layers, SelectorKeys
@@ -365,6 +366,7 @@ class OutputKeys(Keys):
 
 class NumericsKeys(Keys):
     compute_dtype: ComputeDtype = "auto"
+    compatibility: Rounding | None = None
 
 
 class PlanKeys(Keys):

@@ -105,6 +105,7 @@ def _check_together(root: Node, problems: Problems) -> None:
         _check_names(sources, problems)
     _check_quantization(root, problems)
     _check_vocabulary(root, problems)
+    _check_numerics(root, problems)
     check_selections(root, problems)
     check_masks(root, problems)
     check_renames(root, problems)
@@ -156,6 +157,20 @@ def _check_vocabulary(root: Node, problems: Problems) -> None:
             problems.add(
                 written.position, f"`output.{key}` must be {role} beside `{text}`, or be left out"
             )
+
+
+def _check_numerics(root: Node, problems: Problems) -> None:
+    """Arithmetic of 16 bits is there to compare with who rounds so, and for nothing else."""
+    written = root.at(("numerics", "compute_dtype"))
+    if written.value not in ("bfloat16", "float16"):
+        return
+    if root.at(("numerics",)).get("compatibility") is None:
+        problems.add(
+            written.position,
+            "`numerics.compute_dtype`: expected auto, float32 or float64, found "
+            f"'{written.value}'; what is written is `output.dtype`, and rounding on the way as "
+            "mergekit does takes `compatibility: mergekit` beside it",
+        )
 
 
 def _elsewhere(place: Position, seen_from: Position) -> str:

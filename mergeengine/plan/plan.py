@@ -25,9 +25,9 @@ Vocabulary = Literal["align", "target", "source_ft", "error"]
 Compatibility = Literal["finetuning-transfer"]
 OnNonfinite = Literal["error", "keep_target", "allow"]
 ComputeDtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
-Rounding = Literal["mergekit"]
 Role = Literal["target", "source_ft"]
 Quantization = Literal["none", "keep"]
+Rounding = Literal["mergekit"]
 
 DEFAULT_METHOD = "transfer"
 DEFAULT_SHARD_SIZE = 5_000_000_000

@@ -9,11 +9,20 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.compare_mergekit import models, speed
-from benchmarks.compare_mergekit.cases import DTYPES, FORMS, LAYOUTS, RECIPES, Case, grid
-from benchmarks.compare_mergekit.judging import EXACT_WANTED, Verdict, judge, load
+from benchmarks.compare_mergekit import speed
+from benchmarks.compare_mergekit.cases import (
+    BASE,
+    DTYPES,
+    FORMS,
+    LAYOUTS,
+    RECIPES,
+    TUNED,
+    Case,
+    grid,
+)
 from benchmarks.compare_mergekit.report import broken, publish, table
 from benchmarks.compare_mergekit.running import Absent, mergekit, run_ours, run_theirs
+from benchmarks.compare_mergekit.verdicts import EXACT_WANTED, Verdict
 from benchmarks.throughput.inputs import ROOT
 
 README = ROOT / "benchmarks" / "README.md"
@@ -67,6 +76,9 @@ def main(arguments: list[str]) -> int:
 
 def compare(cases: list[Case], folder: Path, *, keep: bool = False) -> list[Verdict]:
     """Make the models, run both, and judge each case."""
+    from benchmarks.compare_mergekit import models  # torch: not where there is nothing to compare
+    from benchmarks.compare_mergekit.judging import judge, load
+
     made = folder / "models"
     for dtype in DTYPES:
         models.make(made / dtype, dtype)
@@ -75,8 +87,7 @@ def compare(cases: list[Case], folder: Path, *, keep: bool = False) -> list[Verd
     wanted = [case for case in cases if case.method in EXACT_WANTED]
     exact = run_ours(wanted, made, folder / "exact", tell, exact=True) if wanted else {}
     inputs = {
-        dtype: {name: load(made / dtype / name) for name in (models.BASE, *models.TUNED)}
-        for dtype in DTYPES
+        dtype: {name: load(made / dtype / name) for name in (BASE, *TUNED)} for dtype in DTYPES
     }
     verdicts = []
     for case in cases:

@@ -9,7 +9,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare_mergekit.models import BASE, LAYERS, TUNED
+LAYERS = 4
+BASE, TUNED = "base", ("a", "b", "c")
 
 DTYPES = ("bfloat16", "float32")
 FORMS = ("scalar", "gradient", "filter")

@@ -6,7 +6,6 @@ inputs and results, which one rounding is half of at most.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 
@@ -14,64 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.compare_mergekit.cases import Case
-from benchmarks.compare_mergekit.models import BASE
+from benchmarks.compare_mergekit.cases import BASE, Case
+from benchmarks.compare_mergekit.verdicts import RANDOM, RANKED, Verdict
 
-RANDOM = ("dare_linear", "dare_ties", "della_linear", "della")
-_BITS = ("passthrough", "linear", "task_arithmetic")
-_RANKED = ("ties", "breadcrumbs", "breadcrumbs_ties")
-EXACT_WANTED = (
-    "slerp",
-    "nuslerp",
-    "multislerp",
-    "karcher",
-    "model_stock",
-    "nearswap",
-    "sce",
-    "ram",
-)
-"""Methods in which mergekit rounds on the way what is rounded once here: who is how far from what
-float64 gives?"""
-
-_MOST_DEVIATIONS = 5.0
 _LEAST_SAMPLE = 4096  # elements of a tensor of which statistics are taken
 _MANTISSA = {"bfloat16": 7, "float32": 23}
 
 Tensors = dict[str, Tensor]
-
-
-@dataclass(slots=True)
-class Verdict:
-    """What came of a case. Counts are of elements; ``ties`` were not compared with the others.
-
-    ``theirs_off`` and ``ours_off`` are the largest distances from what float64 gives;
-    ``deviations`` is the largest of the statistics, in standard deviations.
-    """
-
-    case: str
-    method: str
-    dtype: str
-    tensors: int = 0
-    elements: int = 0
-    same: int = 0
-    within: int = 0
-    ties: int = 0
-    furthest: float = 0.0
-    theirs_off: float | None = None
-    ours_off: float | None = None
-    deviations: float | None = None
-    problem: str = ""
-
-    @property
-    def kept(self) -> bool:
-        """Whether it is what is promised of the method."""
-        if self.problem:
-            return False
-        if self.method in RANDOM:
-            return self.deviations is not None and self.deviations <= _MOST_DEVIATIONS
-        if self.method in (*_BITS, *_RANKED):
-            return self.same == self.elements
-        return True
 
 
 def judge(
@@ -98,7 +46,7 @@ def judge(
             continue
         unit = _unit(case.dtype, [*inputs, b[name].double()])
         distance = (values.double() - b[name].double()).abs() / unit
-        if case.method in _RANKED:
+        if case.method in RANKED:
             tied = _tied(case, name, inputs)
             verdict.ties += int(tied.sum())
             distance = distance[~tied]

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-LAYERS = 4
-BASE, TUNED = "base", ("a", "b", "c")
+from benchmarks.compare_mergekit.cases import BASE, LAYERS, TUNED
+
 _WIDTH, _INNER, _TOKENS = 128, 256, 256
 _CONFIG = {
     "architectures": ["LlamaForCausalLM"],

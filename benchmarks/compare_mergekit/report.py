@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.compare_mergekit.cases import DTYPES, RECIPES
-from benchmarks.compare_mergekit.judging import RANDOM, Verdict
+from benchmarks.compare_mergekit.verdicts import RANDOM, Verdict
 
 BEGIN = "<!-- {}: begin (written by `python -m benchmarks.compare_mergekit{} --publish`) -->"
 END = "<!-- {}: end -->"

@@ -10,9 +10,19 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.compare_mergekit import models, speed
-from benchmarks.compare_mergekit.cases import DTYPES, FORMS, LAYOUTS, RECIPES, Case, grid
-from benchmarks.compare_mergekit.judging import Verdict, judge, load
+from benchmarks.compare_mergekit.cases import (
+    BASE,
+    DTYPES,
+    FORMS,
+    LAYOUTS,
+    RECIPES,
+    TUNED,
+    Case,
+    grid,
+)
+from benchmarks.compare_mergekit.judging import judge, load
 from benchmarks.compare_mergekit.report import BEGIN, END, broken, publish, table
+from benchmarks.compare_mergekit.verdicts import Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "model.layers.1.mlp.up_proj.weight"
@@ -60,7 +70,7 @@ def inputs(
 ) -> tuple[Path, dict[str, dict[str, torch.Tensor]]]:
     folder = tmp_path_factory.mktemp("models")
     models.make(folder, "float32")
-    return folder, {name: load(folder / name) for name in (models.BASE, *models.TUNED)}
+    return folder, {name: load(folder / name) for name in (BASE, *TUNED)}
 
 
 def judged(inputs, folder: Path, method: str, change, form: str = "scalar") -> Verdict:
@@ -114,7 +124,7 @@ def test_random_methods_are_held_to_their_statistics(inputs, tmp_path) -> None:
 
 
 def test_ties_are_left_out(tmp_path) -> None:
-    tensors = {name: {NAME: torch.zeros(4, 4)} for name in (models.BASE, *models.TUNED)}
+    tensors = {name: {NAME: torch.zeros(4, 4)} for name in (BASE, *TUNED)}
     tensors["a"][NAME] = torch.arange(16.0).view(4, 4).clamp(max=6)  # ten are the largest
     for who in ("ours", "theirs"):
         (tmp_path / who).mkdir()

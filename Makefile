@@ -8,13 +8,17 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .
 SEEDS ?=
 BUILT_FROM := pyproject.toml .ci/constraints.txt $(wildcard mergeengine/execution/native/*.[ch])
 
-.PHONY: demo bench test lint unit test-slow test-cuda test-network test-real fuzz format clean
+.PHONY: demo bench compare-mergekit test lint unit test-slow test-cuda test-network test-real fuzz format clean
 
 demo: $(VENV)/.run
 	$(BIN)/python -m benchmarks.demo $(if $(SEEDS),--seeds $(SEEDS))
 
 bench: $(VENV)/.run
 	$(BIN)/python -m benchmarks.throughput $(NAMES)
+
+# Needs an installed mergekit: MERGEKIT=/path/to/mergekit-yaml, or it is on PATH or in .mergekit/bin.
+compare-mergekit: $(VENV)/.run
+	$(BIN)/python -m benchmarks.compare_mergekit $(NAMES)
 
 test: lint unit
 

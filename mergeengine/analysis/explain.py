@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mergeengine.compiler.binding import Binding, BoundTensor, Delta
+from mergeengine.compiler.binding import Binding, BoundTensor, Delta, working_dtype
 from mergeengine.compiler.merging import merges_models, method_of
 from mergeengine.lazy.weight import added_to, node_of
 from mergeengine.plan.plan import DEFAULT_METHOD, Plan
@@ -199,6 +199,9 @@ def _reasons(plan: Plan, binding: Binding, tensor: BoundTensor) -> Iterator[str]
     if rule is not None and rule.dtype != tensor.origin.dtype:
         at = "the plan" if rule.position is None else str(rule.position)
         yield f"{tensor.origin.dtype} there; written as {rule.dtype}: {rule.text} ({at})"
+    working = working_dtype(plan, tensor.origin)
+    if working is not None:
+        yield f"rounded as {plan.numerics.compatibility} does, in {working}"
     for setting in tensor.settings:
         if setting.decision.position is not None:
             yield f"{setting.decision.text} ({setting.decision.position})"

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from mergeengine.checkpoints.aliases import alias_of, redundant_alias
 from mergeengine.checkpoints.checkpoint import Checkpoint
+from mergeengine.compiler import mergekit_rounding
 from mergeengine.compiler.alignment import Aligned, align
 from mergeengine.compiler.correspondence import Counterparts, in_place_of
 from mergeengine.compiler.element_masks import Files, actions_on, masked_delta, misfits
@@ -25,6 +26,7 @@ from mergeengine.compiler.merging import (
 from mergeengine.compiler.rules import check_parameters, check_renames, check_rules, shadowed
 from mergeengine.compiler.tokens import Found, look_up_tokens
 from mergeengine.errors import CheckpointError
+from mergeengine.lazy.dtypes import FLOAT32, OUTPUT_DTYPES, DType
 from mergeengine.lazy.tensor import LazyTensor
 from mergeengine.lazy.weight import Weight, difference, node_of
 from mergeengine.methods.registry import Method
@@ -330,6 +332,14 @@ def _by_method(
     else:
         plain = [LazyTensor(difference(delta.ft, delta.base)) for delta in found]
     weights = [delta.scaled(receiver, value) for delta, value in zip(found, plain, strict=True)]
+    working = working_dtype(plan, tensor)
+    if working is not None:
+        weights = [
+            mergekit_rounding.weight(plan.method, each, working)
+            if isinstance(each, float)
+            else each
+            for each in weights
+        ]
     values = plain
     if any(delta.actions for delta in found):
         values = _masked(plan, tensor, found, plain, files, aligned)
@@ -506,7 +516,20 @@ def _output(
     settings: tuple[Setting, ...] = (),
 ) -> BoundTensor:
     dtype = (plan.output.dtype.at(facts) if tensor.dtype.is_float else None) or tensor.dtype
-    compute = compute_dtype(dtype, plan.numerics.compute_dtype)
-    target = node_of(tensor) if value.node.shape == tensor.shape else None
-    output = OutputTensor(tensor.name, dtype, compute, value.node, target)
+    working, node = working_dtype(plan, tensor), value.node
+    if working is None:
+        compute = compute_dtype(dtype, plan.numerics.compute_dtype)
+    else:
+        compute = mergekit_rounding.compute_dtype(plan.method, working)
+        node = mergekit_rounding.rounded(plan.method, node, working)
+    target = node_of(tensor) if node.shape == tensor.shape else None
+    output = OutputTensor(tensor.name, dtype, compute, node, target)
     return BoundTensor(output, kind, origin or tensor, facts, deltas, settings)
+
+
+def working_dtype(plan: Plan, tensor: Weight) -> DType | None:
+    """To what is rounded on the way, as mergekit does; None where only the result is."""
+    if plan.numerics.compatibility is None or not tensor.dtype.is_float:
+        return None
+    asked = plan.numerics.compute_dtype
+    return OUTPUT_DTYPES.get(tensor.dtype.name if asked == "auto" else asked, FLOAT32)

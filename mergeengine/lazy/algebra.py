@@ -129,12 +129,12 @@ def rebuilt(roots: Sequence[Node], leaves: Callable[[Stored], Node | None]) -> l
         elif all(made[child] is child for child in node.inputs):
             made[node] = node
         else:
-            made[node] = _again(node, tuple([made[child] for child in node.inputs]))
+            made[node] = again(node, tuple([made[child] for child in node.inputs]))
     return [made[root] for root in roots]
 
 
-def _again(node: Node, inputs: tuple[Node, ...]) -> Node:
-    """The operation of ``node`` on other inputs."""
+def again(node: Node, inputs: tuple[Node, ...]) -> Node:
+    """The operation of ``node`` on other inputs, of the same shapes."""
     match node.op:
         case "slice":
             return slice_box(inputs[0], node.attributes[0])

@@ -64,7 +64,7 @@ class _Builder:
             sources=self._sources(keys, target),
             masks=self._masks(keys.masks, ("masks",)),
             output=self._output(keys),
-            numerics=Numerics(keys.numerics.compute_dtype),
+            numerics=Numerics(keys.numerics.compute_dtype, keys.numerics.compatibility),
             on_missing=keys.on_missing,
             on_extra=keys.on_extra,
             on_mismatch=keys.on_mismatch,

@@ -55,7 +55,8 @@ _DESCRIPTIONS = {
     "quantization": "Of weights that the target has in 8 bits: none, or keep to write them so.",
     "chat_template": "auto, a name, or a template of Jinja; that of the tokenizer by default.",
     "numerics": "How is computed.",
-    "compute_dtype": "Of the arithmetic; auto: float32, and float64 for float32 outputs.",
+    "compute_dtype": "Of the arithmetic; auto: float32, and float64 for float32 outputs. 16 "
+    "bits only beside `compatibility`.",
     "rename": "Names that the sources' tensors have in the target.",
     "to": "The name in the target; * or \\1 is what the pattern's own stands for.",
     "in": "Whose tensors: source_base, source_ft, or both.",
@@ -64,7 +65,7 @@ _DESCRIPTIONS = {
     "on_extra": "A tensor that only the fine-tune has.",
     "on_mismatch": "A tensor of another shape.",
     "vocabulary": "Whose tokens have rows in the output, where vocabularies differ.",
-    "compatibility": "Other code whose way with vocabularies is taken, to compare with it.",
+    "compatibility": "Other code whose vocabularies, or roundings, are taken, to compare with it.",
     "on_nonfinite": "Infinities or NaN among the computed values.",
     "on_unmatched": "Rules, masks and others with selectors that match no tensor.",
 }
@@ -118,6 +119,12 @@ _KEPT_WITH_DTYPE = {
     "properties": {"quantization": {"const": "keep"}},
 }
 
+_NARROW_ALONE = {
+    "required": ["compute_dtype"],
+    "properties": {"compute_dtype": {"enum": ["bfloat16", "float16"]}},
+    "not": {"required": ["compatibility"]},
+}
+
 
 def plan_schema() -> dict[str, Any]:
     """The schema of a plan file as plain data, of draft 2020-12."""
@@ -134,6 +141,7 @@ def plan_schema() -> dict[str, Any]:
     dtypes = definitions["OutputKeys"]["properties"]["dtype"]
     dtypes["anyOf"].insert(0, {"enum": list(OUTPUT_DTYPES)})
     definitions["OutputKeys"]["not"] = _KEPT_WITH_DTYPE
+    definitions["NumericsKeys"]["not"] = _NARROW_ALONE
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **root,

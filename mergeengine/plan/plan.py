@@ -25,9 +25,10 @@ OnMismatch = Literal["error", "keep_target"]
 Compatibility = Literal["finetuning-transfer"]
 OnNonfinite = Literal["error", "keep_target", "allow"]
 OnUnmatched = Literal["error", "warn"]
-ComputeDtype = Literal["auto", "float32", "float64"]
+ComputeDtype = Literal["auto", "float32", "float64", "bfloat16", "float16"]
 Role = Literal["target", "source_ft"]
 Quantization = Literal["none", "keep"]
+Rounding = Literal["mergekit"]
 
 DEFAULT_METHOD = "transfer"
 DEFAULT_SHARD_SIZE = 5_000_000_000
@@ -107,9 +108,14 @@ class OutputOptions:
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """The arithmetic's dtype; ``auto``: float32, and float64 for float32 outputs."""
+    """The arithmetic's dtype; ``auto``: float32, and float64 for float32 outputs.
+
+    With `compatibility` it is the dtype to which inputs, and results on the way, are rounded as
+    another tool does; ``auto``: each tensor's own. 16 bits are possible only so.
+    """
 
     compute_dtype: ComputeDtype = "auto"
+    compatibility: Rounding | None = None
 
 
 @dataclass(frozen=True, slots=True)

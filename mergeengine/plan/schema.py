@@ -38,6 +38,7 @@ from mergeengine.plan.plan import (
     OnNonfinite,
     OnUnmatched,
     Quantization,
+    Rounding,
 )
 from mergeengine.plan.selecting import LAYERS, Layers, SelectorKeys
 from mergeengine.plan.vocabularies import VocabularyForm
@@ -368,6 +369,7 @@ class OutputKeys(Keys):
 
 class NumericsKeys(Keys):
     compute_dtype: ComputeDtype = "auto"
+    compatibility: Rounding | None = None
 
 
 class PlanKeys(Keys):

@@ -109,6 +109,7 @@ def _check_together(root: Node, problems: Problems) -> None:
     check_selections(root, problems)
     check_masks(root, problems)
     check_renames(root, problems)
+    _check_numerics(root, problems)
     for path, node in root.walk():
         if path[-1:] == ("masks",) or path == ("output", "dtype") or _is_parameter(node):
             _check_order(node, problems)
@@ -174,6 +175,20 @@ def _check_order(rules: Node, problems: Problems) -> None:
             return
         if entry.keys and entry.keys.keys().isdisjoint(SELECTING):
             catch_all = entry
+
+
+def _check_numerics(root: Node, problems: Problems) -> None:
+    """Arithmetic of 16 bits is there to compare with who rounds so, and for nothing else."""
+    written = root.at(("numerics", "compute_dtype"))
+    if written.value not in ("bfloat16", "float16"):
+        return
+    if root.at(("numerics",)).get("compatibility") is None:
+        problems.add(
+            written.position,
+            "`numerics.compute_dtype`: expected auto, float32 or float64, found "
+            f"'{written.value}'; what is written is `output.dtype`, and rounding on the way as "
+            "mergekit does takes `compatibility: mergekit` beside it",
+        )
 
 
 def _is_parameter(node: Node) -> bool:

@@ -1,0 +1,1 @@
+"""The same configurations by an installed mergekit and by mergeengine, compared."""

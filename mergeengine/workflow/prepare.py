@@ -205,9 +205,7 @@ def bind_models(plan: Plan, models: Models, tokens: Found | None = None) -> Boun
     notes, warnings = models.examine(plan)
     sources = list(zip(plan.sources, models.bases, models.fts, strict=True))
     files = {mask.reference: mask.tensors for mask in models.masks}
-    binding = bind(
-        plan, models.target, sources, files, models.output_tokenizer, tokens
-    )
+    binding = bind(plan, models.target, sources, files, models.output_tokenizer, tokens)
     if plan.output.quantization == "keep":
         binding = requantised(binding, models.target)
     return Bound(binding, (*notes, *binding.notes), (*warnings, *binding.warnings))

@@ -255,8 +255,8 @@ class _Arranging:
         """Which row of a model each row of the output is."""
         table, rows = self.tables[model], self.sizes[model]
         common = min(rows, size)
-        if table is None and self.given is not None:  # it cannot have what is added to the donor's
-            common = min(common, len(self.given) - len(self.donor.added_tokens))
+        if table is None and self.donor.added_tokens:  # it cannot have what is added to others'
+            common = min(common, self.donor.added_tokens[0].number)
         if table is None or out is None:
             return (*numbers[:common], *[-1] * (size - common))
         found: dict[int, int] | None = None
@@ -313,6 +313,8 @@ class _Arranging:
         )
         if self.donor.added_tokens:
             yield f"vocabulary: {len(self.donor.added_tokens)} tokens are added to the tokenizer"
+        if self.plan.vocabulary.tokens:
+            yield f"vocabulary: the plan chooses the rows of {len(self.plan.vocabulary.tokens)}"
         if self.given is not None:
             for model in self.sizes:
                 if self.tables[model] is None:

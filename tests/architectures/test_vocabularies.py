@@ -250,6 +250,14 @@ def test_one_without_a_tokenizer(tmp_path: Path) -> None:
     assert any("./base lists no tokens" in note for note in result.notes)
 
 
+def test_one_without_a_tokenizer_keeps_all_of_its_rows(tmp_path: Path) -> None:
+    target, base, ft = Version(PLAIN, 40, listed=False), Version(PLAIN, 32), Version(PLAIN, 32)
+    make(tmp_path, (target, base, ft))
+    merge(tmp_path, scaling=0.7)
+    tokens = [*PLAIN, *[None] * 8]
+    check(tmp_path, merged(tmp_path, Version(PLAIN, 40), base, ft, tokens, 0.7))
+
+
 def test_nothing_to_match_rows_by(tmp_path: Path) -> None:
     target, base, ft = CASES["three orders"]
     make(tmp_path, (target, base, Version(ft.tokens, ft.rows, listed=False)))

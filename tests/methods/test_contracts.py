@@ -22,6 +22,7 @@ from mergeengine.lazy.partition import CHUNK
 from mergeengine.lazy.tensor import LazyTensor
 from mergeengine.methods.registry import Method, Term, made, methods
 from mergeengine.values.parameters import Number
+from tests.execution.schedules import Kept
 
 Store = Callable[[Tensor], LazyTensor]
 SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -51,18 +52,6 @@ TELLING: dict[str, Any] = {
     "lambda": 0.9,
 }
 WEIGHTS = (0.7, 0.5, -0.2)
-
-
-class Kept:
-    def __init__(self) -> None:
-        self.parts: dict[int, bytes] = {}
-
-    def is_done(self, tensor: int, chunk: int) -> bool:
-        return False
-
-    def write(self, tensor: int, first_chunk: int, data: memoryview) -> None:
-        assert first_chunk not in self.parts
-        self.parts[first_chunk] = bytes(data)
 
 
 def values_of(

@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from benchmarks.demo.scores import MODELS, Scores
-from benchmarks.demo.tasks import Task, held_out_tasks, is_held_out
-from benchmarks.demo.tokenizer import CHAT_TEMPLATE, END
+from benchmarks.tiny.tasks import Task, held_out_tasks, is_held_out
+from benchmarks.tiny.tokenizer import CHAT_TEMPLATE, END
 
 QUESTIONS = 400  # words of the lengths of the fine-tuning
 LONG_QUESTIONS = 200  # words one letter longer, which only v2 has read

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.demo.recipe import PARENTS, Recipe
 from benchmarks.demo.scores import RECYCLED, Scores, scores_of
+from benchmarks.tiny.jobs import run_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = ROOT / "plans" / "demo.yaml"
@@ -29,30 +30,18 @@ JOBS: dict[str, tuple[str, ...]] = {
 
 def run_all(folder: Path, seeds: list[int], workers: int) -> dict[int, Scores]:
     """Do whatever is missing for these seeds, in parallel processes of one thread each."""
-    start = time.time()
-    waiting = [(seed, job) for job in JOBS for seed in seeds]
-    running: dict[Future[Scores | None], tuple[int, str]] = {}
-    done: set[tuple[int, str]] = set()
-    scores: dict[int, Scores] = {}
+    waits_for = {
+        (seed, job): [(seed, needed) for needed in JOBS[job]] for job in JOBS for seed in seeds
+    }
     with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(start,)
+        workers,
+        mp_context=get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(time.time(),),
     ) as pool:
-        while waiting or running:
-            ready = [
-                (seed, job)
-                for seed, job in waiting
-                if all((seed, needed) in done for needed in JOBS[job])
-            ]
-            for seed, job in ready[: workers - len(running)]:
-                waiting.remove((seed, job))
-                running[pool.submit(_do, folder / f"seed{seed}", seed, job)] = (seed, job)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                seed, job = running.pop(future)
-                result = future.result()
-                if result is not None:
-                    scores[seed] = result
-                done.add((seed, job))
-    return dict(sorted(scores.items()))
+        results = run_jobs(waits_for, partial(_do, folder), pool, workers)
+    found = {seed: result for (seed, _), result in results.items() if result is not None}
+    return dict(sorted(found.items()))
 
 
 _start = time.time()
@@ -67,11 +56,13 @@ def _tell(seed: int, text: str) -> None:
     print(f"[{time.time() - _start:5.0f} s] seed {seed}: {text}", file=sys.stderr, flush=True)
 
 
-def _do(folder: Path, seed: int, job: str) -> Scores | None:
+def _do(root: Path, seed_and_job: tuple[int, str]) -> Scores | None:
+    seed, job = seed_and_job
+    folder = root / f"seed{seed}"
     if job == RECYCLED:
         _merge(folder, seed)
     elif job == SCORES:
-        return scores_of(folder, prepare=_quiet_torch)
+        return scores_of(folder)
     else:
         _train(folder, seed, job)
     return None
@@ -87,8 +78,10 @@ def _train(folder: Path, seed: int, name: str) -> None:
         stored = {}
     if stored.get("recipe") == digest:
         return
-    _quiet_torch()
     from benchmarks.demo.training import train
+    from benchmarks.tiny.training import quiet_torch
+
+    quiet_torch()
 
     marker.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,15 +115,3 @@ def forget(folder: Path, seeds: list[int]) -> None:
     """Remove what earlier demos left for these seeds."""
     for seed in seeds:
         shutil.rmtree(folder / f"seed{seed}", ignore_errors=True)
-
-
-def _quiet_torch() -> None:
-    """One thread per process, no denormal numbers, no messages of the libraries."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    import torch
-    from transformers.utils import logging
-
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

@@ -7,24 +7,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from benchmarks.tiny.stage import Stage, code_digest
+
 # Model -> the model that its training starts from.
 PARENTS: dict[str, str | None] = {"v1": None, "v2": "v1", "v1_ft": "v1", "v2_ft": "v2"}
 FINE_TUNED = ("v1_ft", "v2_ft")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One training: its data, its length, and its learning rate (warm-up, then a cosine)."""
-
-    steps: int
-    learning_rate: float
-    final_fraction: float
-    warmup: int
-    lengths: tuple[int, int]
-    questions: float  # the share of questions; the rest are notes
-    batch: int = 64
-    tokens: int = 32  # of a packed row of notes
-    weight_decay: float = 0.1
 
 
 _FINE_TUNING = Stage(
@@ -65,6 +52,6 @@ class Recipe:
     def digest(self) -> str:
         """Names what training produces: the numbers above and the code that uses them."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
-        for name in ("tasks.py", "tokenizer.py", "training.py"):
-            digest.update((Path(__file__).parent / name).read_bytes())
+        digest.update(code_digest().encode())
+        digest.update((Path(__file__).parent / "training.py").read_bytes())
         return digest.hexdigest()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from benchmarks.tiny.stage import code_digest
 
 RECYCLED = "v2_recycled"
 MODELS = ("v1", "v1_ft", "v2", RECYCLED, "v2_ft")
@@ -25,20 +26,18 @@ class Scores:
     transfer_cosine: float  # between v1_ft - v1 and v2_ft - v2
 
 
-def scores_of(folder: Path, prepare: Callable[[], None]) -> Scores:
-    """Score the models in ``folder``; asked again about the same models, read the answer.
-
-    ``prepare`` is called before PyTorch is needed.
-    """
+def scores_of(folder: Path) -> Scores:
+    """Score the models in ``folder``; asked again about the same models, read the answer."""
     key = _key(folder)
     cache = folder / "scores.json"
     if cache.exists():
         stored = json.loads(cache.read_text())
         if stored["key"] == key:
             return Scores(**stored["scores"])
-    prepare()
     from benchmarks.demo.evaluation import evaluate
+    from benchmarks.tiny.training import quiet_torch
 
+    quiet_torch()
     scores = evaluate(folder)
     cache.write_text(json.dumps({"key": key, "scores": asdict(scores)}, indent=1))
     return scores
@@ -46,7 +45,8 @@ def scores_of(folder: Path, prepare: Callable[[], None]) -> Scores:
 
 def _key(folder: Path) -> str:
     digest = hashlib.sha256()
-    for name in ("evaluation.py", "scores.py", "tasks.py", "tokenizer.py"):
+    digest.update(code_digest().encode())
+    for name in ("evaluation.py", "scores.py"):
         digest.update((Path(__file__).parent / name).read_bytes())
     for model in MODELS:
         for file in sorted((folder / model).glob("*.safetensors")):

@@ -7,7 +7,7 @@ import string
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.demo.tasks import SKILLS
+from benchmarks.tiny.tasks import SKILLS
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 
@@ -19,7 +19,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(*, chat: bool) -> PreTrainedTokenizerFast:
+def build_tokenizer(*, chat: bool, latin: bool = False) -> PreTrainedTokenizerFast:
     """Train the tokenizer on the wordings; only fine-tuned models get the chat template."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(" ?[A-Z]?[a-z]+|."), "isolated")
@@ -32,6 +32,8 @@ def build_tokenizer(*, chat: bool) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     wordings = [wording.format("") for skill in SKILLS for wording in skill.wordings]
+    if latin:
+        wordings += [wording.format("") for skill in SKILLS for wording in skill.latin]
     backend.train_from_iterator([*wordings, *(f" {skill.name}" for skill in SKILLS)], trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=PAD, bos_token=END, eos_token=END

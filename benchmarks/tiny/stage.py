@@ -20,11 +20,12 @@ class Stage:
     batch: int = 64
     tokens: int = 32  # of a packed row of notes
     weight_decay: float = 0.1
+    muon: bool = True  # for the matrices of the layers; if not, AdamW for everything
 
 
-def code_digest() -> str:
-    """Names the code that makes data and trains: all of this package."""
+def code_digest(*further: Path) -> str:
+    """Names the code that makes data and trains: all of this package, and what is given."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), *further):
         digest.update(path.read_bytes())
     return digest.hexdigest()

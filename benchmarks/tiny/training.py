@@ -184,23 +184,24 @@ def fit(
 
 
 def new_optimizers(model: LlamaForCausalLM, stage: Stage) -> Optimizers:
-    """Muon for the matrices of the layers, AdamW for the embedding and the norms."""
+    """Muon for the matrices of the layers if the stage says so, AdamW for everything else."""
     matrices: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim == 2 and "embed" not in name
-        (matrices if is_matrix else others).append(parameter)
-    return [
-        torch.optim.Muon(
-            matrices,
-            lr=stage.learning_rate,
-            weight_decay=stage.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        torch.optim.AdamW(
-            others, lr=stage.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-        ),
-    ]
+        (matrices if is_matrix and stage.muon else others).append(parameter)
+    adamw = torch.optim.AdamW(
+        others, lr=stage.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
+    if not stage.muon:
+        return [adamw]
+    muon = torch.optim.Muon(
+        matrices,
+        lr=stage.learning_rate,
+        weight_decay=stage.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [muon, adamw]
 
 
 def _share_of_learning_rate(stage: Stage, step: int) -> float:

@@ -17,11 +17,17 @@ from safetensors.torch import load_file
 import mergeengine
 from benchmarks.tiny.tokenizer import build_tokenizer
 from benchmarks.tiny.training import load_model, quiet_torch
-from benchmarks.transfer_study.recipe import BASES, TRANSLATED, Measuring, read
+from benchmarks.transfer_study.recipe import (
+    BASES,
+    CHAINS,
+    CURVE,
+    MEASURES,
+    TRANSLATED,
+    Measuring,
+    read,
+)
 from benchmarks.transfer_study.scoring import KINDS, questions, score
 
-CHAINS = ("lineage", "transfer", "algorithm-1")
-CURVE = "curve.json"
 Measures = dict[str, Any]
 
 # Where the scaling is swept: (the delta's base, the base that gets it).
@@ -91,6 +97,12 @@ def _write(path: Path, text: str) -> None:
     new = path.with_suffix(".new")
     new.write_text(text)
     new.replace(path)
+
+
+def main() -> None:
+    """Measure the seed in the working directory, into its `measures.json`."""
+    found = measure(Path.cwd(), lambda text: print(text, flush=True))
+    _write(Path.cwd() / MEASURES, json.dumps(found))
 
 
 class _Seed:
@@ -223,3 +235,7 @@ def _flat(folder: Path) -> torch.Tensor:
     """All weights as one vector of float64, in the order of their names."""
     weights = load_file(folder / "model.safetensors")
     return torch.cat([weights[name].flatten().double() for name in sorted(weights)])
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 from benchmarks.tiny.stage import Stage, code_digest
 
 BASES = ("m1", "m2", "m3", "m4", "m5")
+CHAINS = ("lineage", "transfer", "algorithm-1")
+CURVE = "curve.json"  # beside a fine-tune: how it came about
+MEASURES = "measures.json"  # of a seed
 TRANSLATED = ("m3", "m4", "m5")  # those whose fine-tune is trained in Latin too
 
 
@@ -65,8 +68,7 @@ Part = TypeVar("Part", Pretraining, Finetuning, Measuring)
 
 @dataclass(frozen=True)
 class Recipe:
-    """The whole study of one seed. Each part is a file of its own; what reads it is done anew when it
-    has changed."""
+    """The whole study of one seed. Each part is a file; what reads it is done anew when it changes."""
 
     pretraining: Pretraining = field(default_factory=Pretraining)
     finetuning: Finetuning = field(default_factory=Finetuning)

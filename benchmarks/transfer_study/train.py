@@ -26,11 +26,10 @@ from benchmarks.tiny.training import (
     quiet_torch,
     save,
 )
-from benchmarks.transfer_study.recipe import Finetuning, Pretraining, read
+from benchmarks.transfer_study.recipe import CURVE, Finetuning, Pretraining, read
 from benchmarks.transfer_study.scoring import questions, score
 
 OPTIMIZERS = "optimizers.pt"  # beside a base: what the next sitting of the run goes on with
-CURVE = "curve.json"  # beside a fine-tune: how it came about
 
 
 def main() -> None:

@@ -8,10 +8,14 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c .
 SEEDS ?=
 BUILT_FROM := pyproject.toml .ci/constraints.txt $(wildcard mergeengine/execution/native/*.[ch])
 
-.PHONY: demo bench test lint unit test-slow test-cuda test-network test-real fuzz format clean
+.PHONY: demo study bench test lint unit test-slow test-cuda test-network test-real fuzz format clean
 
 demo: $(VENV)/.run
 	$(BIN)/python -m benchmarks.demo $(if $(SEEDS),--seeds $(SEEDS))
+
+# How many lineages in SEEDS; hours of one core each. What is done is not done again.
+study: $(VENV)/.study
+	$(BIN)/python -m benchmarks.transfer_study $(if $(SEEDS),--seeds $(SEEDS))
 
 bench: $(VENV)/.run
 	$(BIN)/python -m benchmarks.throughput $(NAMES)
@@ -51,7 +55,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .demo .bench .real .fuzz build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .demo .study .bench .real .fuzz build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("mergeengine needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
@@ -61,6 +65,10 @@ $(VENV)/bin/python:
 $(VENV)/.run: $(BUILT_FROM) | $(VENV)/bin/python
 	$(INSTALL) -e .
 	touch $@
+
+$(VENV)/.study: $(BUILT_FROM) | $(VENV)/bin/python
+	$(INSTALL) -e '.[plot]'
+	touch $@ $(VENV)/.run
 
 $(VENV)/.dev: $(BUILT_FROM) | $(VENV)/bin/python
 	$(INSTALL) -e '.[dev]'

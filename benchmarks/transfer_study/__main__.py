@@ -1,4 +1,4 @@
-"""``python -m benchmarks.transfer_study``: train lineages, merge by chains, compare with the papers."""
+"""``python -m benchmarks.transfer_study``: train lineages, merge by chains, compare."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from benchmarks.transfer_study.report import publish
 from benchmarks.transfer_study.work import JobFailed, run_all
 
 DESCRIPTION = (
-    "Train lineages of a tiny model, carry fine-tunes along them by chains of the engine, and compare "
-    "with the papers. Stopped anywhere, it goes on where it was."
+    "Train lineages of a tiny model, carry fine-tunes along them by chains of the engine, and "
+    "compare with the papers. Stopped anywhere, it goes on where it was."
 )
 
 

@@ -80,7 +80,7 @@ def curves(seeds: Seeds) -> Any:
         starts = {
             f"from {shown(new)}": ("base", "tab:grey"),
             f"from {shown(new)} + Δ{old[1:]}": ("direct", "tab:blue"),
-            "from M{0} + Δiter".format(new[1:]): ("iterative", "tab:orange"),
+            f"from {shown(new)} + Δiter": ("iterative", "tab:orange"),
         }
         for label, (start, colour) in starts.items():
             found = [measures["curves"][start][new] for measures in seeds]

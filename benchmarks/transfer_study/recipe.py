@@ -68,7 +68,7 @@ Part = TypeVar("Part", Pretraining, Finetuning, Measuring)
 
 @dataclass(frozen=True)
 class Recipe:
-    """The whole study of one seed. Each part is a file; what reads it is done anew when it changes."""
+    """The study of one seed. Each part is a file; what reads it is done anew when it changes."""
 
     pretraining: Pretraining = field(default_factory=Pretraining)
     finetuning: Finetuning = field(default_factory=Finetuning)

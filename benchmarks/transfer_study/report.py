@@ -34,15 +34,16 @@ def publish(folder: Path, measures: Mapping[int, Measures], recipe: Recipe) -> b
 
 def _heading(seeds: list[int], recipe: Recipe) -> str:
     pretraining, finetuning = recipe.pretraining, recipe.finetuning
+    numbers = ", ".join(map(str, seeds))
     points = ", ".join(map(str, pretraining.checkpoints))
     told = "mean ± standard deviation over seeds" if len(seeds) > 1 else "one seed, so no spread"
     return f"""# The transfer study: results
 
-Written by `make study` ([how it is made](../README.md)). Seeds: {", ".join(map(str, seeds))}; {told}.
+Written by `make study` ([how it is made](../README.md)). Seeds: {numbers}; {told}.
 
 A Llama of {pretraining.layers} layers with hidden size {pretraining.hidden}; M1 to M5 are its \
-pretraining run after {points} steps. Fine-tuning
-is {finetuning.instruction.steps} steps, in Latin {finetuning.latin.steps}. Accuracies are shares of \
-{recipe.measuring.questions} held-out questions that are answered exactly.
+pretraining run after {points} steps.
+Fine-tuning is {finetuning.instruction.steps} steps, in Latin {finetuning.latin.steps}. Accuracies \
+are shares of {recipe.measuring.questions} held-out questions, answered exactly.
 torch {version("torch")}, transformers {version("transformers")}, {platform.machine()}.
 """

@@ -1,4 +1,4 @@
-"""The jobs of the study and their order: three chains by the engine for each seed, then measuring."""
+"""The jobs of the study and their order: three chains for each seed, then measuring."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from benchmarks.tiny.jobs import run_jobs
 from benchmarks.transfer_study.recipe import MEASURES, Recipe
 from benchmarks.transfer_study.tables import Measures
 
-ROOT = Path(__file__).resolve().parents[2]
+# Where the programs that are run find the packages of this project.
+PATHS = [Path(__file__).resolve().parents[2]]
 SHIPPED = Path(__file__).parent / "chains"
 MEASURING = "measuring"
-JOBS: dict[str, tuple[str, ...]] = {
+NEEDS: dict[str, tuple[str, ...]] = {
     "lineage": (),
     "transfer": ("lineage",),
     "algorithm-1": ("lineage",),
     MEASURING: ("transfer", "algorithm-1"),
 }
+_MEASURE = ("-m", "benchmarks.transfer_study.measure")
 
 
 class JobFailed(Exception):
@@ -42,7 +44,7 @@ def run_all(
     for seed in seeds:
         _prepare(folder / f"seed{seed}", seed, recipe)
     waits_for = {
-        (seed, job): [(seed, need) for need in JOBS[job]] for seed in seeds for job in JOBS
+        (seed, job): [(seed, needed) for needed in NEEDS[job]] for job in NEEDS for seed in seeds
     }
     do = partial(_do, folder, time.monotonic())
     with ThreadPoolExecutor(workers) as pool:
@@ -62,11 +64,10 @@ def _prepare(folder: Path, seed: int, recipe: Recipe) -> None:
 
 def _do(folder: Path, start: float, seed_and_job: tuple[int, str]) -> None:
     seed, job = seed_and_job
-    if job == MEASURING:
-        command = ["-m", "benchmarks.transfer_study.measure"]
-    else:
-        command = ["-m", "mergeengine", "run", f"{job}.yaml", "--allow-commands"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    chain = ("-m", "mergeengine", "run", f"{job}.yaml", "--allow-commands")
+    command = _MEASURE if job == MEASURING else chain
+    paths = os.pathsep.join(map(str, PATHS))
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [sys.executable, *command],
         cwd=folder / f"seed{seed}",

@@ -20,8 +20,8 @@ PRETRAINING = Stage(
     steps=1500, learning_rate=3e-3, final_fraction=0.0, warmup=50, lengths=(3, 5), questions=0.0
 )
 INSTRUCTION = Stage(
-    steps=300,
-    learning_rate=2e-3,
+    steps=200,
+    learning_rate=3e-3,
     final_fraction=0.0,
     warmup=20,
     lengths=(3, 5),
@@ -29,7 +29,7 @@ INSTRUCTION = Stage(
     batch=32,
     muon=False,
 )
-LATIN = replace(INSTRUCTION, steps=150, learning_rate=1e-3, questions=1.0)
+LATIN = replace(INSTRUCTION, steps=120, learning_rate=2e-3, questions=1.0)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Finetuning:
 
     instruction: Stage = INSTRUCTION
     latin: Stage = LATIN
-    curve: tuple[int, ...] = (10, 25, 50, 100, 150, 200)  # steps looked at, beside first and last
+    curve: tuple[int, ...] = (10, 25, 50, 100, 150)  # steps looked at, beside first and last
     questions: int = 400
 
 

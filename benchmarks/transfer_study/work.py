@@ -44,7 +44,7 @@ def run_all(
     for seed in seeds:
         _prepare(folder / f"seed{seed}", seed, recipe)
     waits_for = {
-        (seed, job): [(seed, needed) for needed in NEEDS[job]] for job in NEEDS for seed in seeds
+        (seed, job): [(seed, needed) for needed in NEEDS[job]] for seed in seeds for job in NEEDS
     }
     do = partial(_do, folder, time.monotonic())
     with ThreadPoolExecutor(workers) as pool:

@@ -128,7 +128,7 @@ def test_nothing_is_done_twice(study, run):
 
 def test_killed_or_not_the_same_bytes(study, run, tmp_path, monkeypatch):
     monkeypatch.setattr(work, "NEEDS", {"lineage": (), "algorithm-1": ("lineage",)})
-    with pytest.raises(FileNotFoundError, match="measures.json"):  # nobody measures
+    with pytest.raises(FileNotFoundError, match=r"measures\.json"):  # nobody measures
         run(tmp_path)
     for name in ("m2_start", "m5_ft"):
         one, other = (

@@ -2,8 +2,9 @@
 
 import json
 import math
+from copy import deepcopy
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -184,14 +185,28 @@ def test_measured_once(study, measures):
 
 
 def test_report(measures, tmp_path):
-    publish(tmp_path, {0: measures, 1: measures}, TOY)
+    """What is measured of each seed is in its cell, and each claim is held against it."""
+    better = deepcopy(measures)
+    matrix = better["models"]["matrix"]
+    for number, (delta, base) in enumerate(product(BASES, BASES)):
+        matrix[delta][base]["accuracy"] = 0.01 * number
+    publish(tmp_path, {0: measures, 1: better}, TOY)
     text = (tmp_path / "README.md").read_text()
     assert text.count("\n## ") == 10
-    document = json.loads((tmp_path / "tables.json").read_text())
-    row = document["tables"]["matrix"]["rows"][2]
-    one = measures["models"]["matrix"]["m1"]["m2"]["accuracy"]
-    assert row[0] == "+ Δ1"
-    assert row[2] == [one, one]
+    found = json.loads((tmp_path / "tables.json").read_text())["tables"]
+    rows = {row[0]: row[1:] for row in found["matrix"]["rows"]}
+    plain = measures["models"]["matrix"]
+    for delta in BASES:
+        for cell, base in zip(rows[f"+ Δ{delta[1:]}"], BASES, strict=True):
+            assert cell == [plain[delta][base]["accuracy"], matrix[delta][base]["accuracy"]]
+    # The others' deltas on M1: those of M2 to M5, which are 5, 10, 15 and 20.
+    assert rows["mean of others' Δ"][0][1] == pytest.approx(0.125)
+    assert rows["mean of others' Δ"][4][1] == pytest.approx((0.04 + 0.09 + 0.14 + 0.19) / 4)
+    assert found["matrix"]["findings"][0]["seen"][1] is True
+    recycled = dict(row[:2] for row in found["recycling"]["rows"])
+    assert recycled["M5 + Δ4"][1] == matrix["m4"]["m5"]["accuracy"] == pytest.approx(0.19)
+    assert recycled["M4 + Δ5"][1] == matrix["m5"]["m4"]["accuracy"] == pytest.approx(0.23)
+    assert "| + Δ5 | 0.10 ± 0.14 |" in text  # 0 and 0.2
 
 
 def test_plots(measures, tmp_path):

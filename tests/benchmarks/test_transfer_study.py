@@ -188,7 +188,7 @@ def test_report(measures, tmp_path):
     """What is measured of each seed is in its cell, and each claim is held against it."""
     better = deepcopy(measures)
     matrix = better["models"]["matrix"]
-    for number, (delta, base) in enumerate(product(BASES, BASES)):
+    for number, (base, delta) in enumerate(product(BASES, BASES)):
         matrix[delta][base]["accuracy"] = 0.01 * number
     publish(tmp_path, {0: measures, 1: better}, TOY)
     text = (tmp_path / "README.md").read_text()
@@ -199,14 +199,13 @@ def test_report(measures, tmp_path):
     for delta in BASES:
         for cell, base in zip(rows[f"+ Δ{delta[1:]}"], BASES, strict=True):
             assert cell == [plain[delta][base]["accuracy"], matrix[delta][base]["accuracy"]]
-    # The others' deltas on M1: those of M2 to M5, which are 5, 10, 15 and 20.
-    assert rows["mean of others' Δ"][0][1] == pytest.approx(0.125)
-    assert rows["mean of others' Δ"][4][1] == pytest.approx((0.04 + 0.09 + 0.14 + 0.19) / 4)
+    assert rows["mean of others' Δ"][0][1] == pytest.approx((0.01 + 0.02 + 0.03 + 0.04) / 4)
+    assert rows["mean of others' Δ"][4][1] == pytest.approx((0.20 + 0.21 + 0.22 + 0.23) / 4)
     assert found["matrix"]["findings"][0]["seen"][1] is True
     recycled = dict(row[:2] for row in found["recycling"]["rows"])
-    assert recycled["M5 + Δ4"][1] == matrix["m4"]["m5"]["accuracy"] == pytest.approx(0.19)
-    assert recycled["M4 + Δ5"][1] == matrix["m5"]["m4"]["accuracy"] == pytest.approx(0.23)
-    assert "| + Δ5 | 0.10 ± 0.14 |" in text  # 0 and 0.2
+    assert recycled["M5 + Δ4"][1] == matrix["m4"]["m5"]["accuracy"] == pytest.approx(0.23)
+    assert recycled["M4 + Δ5"][1] == matrix["m5"]["m4"]["accuracy"] == pytest.approx(0.19)
+    assert "| + Δ5 | 0.02 ± 0.03 |" in text  # 0 and 0.04
 
 
 def test_plots(measures, tmp_path):

@@ -38,7 +38,7 @@ TOY = Recipe(
     Finetuning(
         replace(INSTRUCTION, steps=4, batch=4), replace(LATIN, steps=2, batch=4), (2,), questions=20
     ),
-    Measuring(questions=20, line=(0.0, 0.5, 1.0), scalings=(0.0, 1.0), weights=(0.0, 1.0)),
+    Measuring(questions=20, line=(0.0, 1.0), scalings=(0.0, 1.0), weights=(0.0, 1.0)),
 )
 
 # In the place of the trainings: changes a byte of each value by what the step is called. Only the
@@ -120,11 +120,11 @@ def calls(folder: Path) -> list[str]:
     return (folder / "calls.txt").read_text().split()
 
 
-def test_nothing_is_done_twice(study, run):
+def test_nothing_is_done_twice(study):
+    """All was run a second time; but of the programs only the one that was killed."""
     known = calls(study)
-    assert [step for step in set(known) if known.count(step) > 1] == ["m3_ft"]  # the one killed
-    run(study.parent)
-    assert calls(study) == known
+    assert [step for step in set(known) if known.count(step) > 1] == ["m3_ft"]
+    assert len(set(known)) == 5 + 15 + 5
 
 
 def test_killed_or_not_the_same_bytes(study, run, tmp_path, monkeypatch):
@@ -161,7 +161,7 @@ def test_what_is_measured_belongs_together(measures):
         for base in BASES:
             if delta != base:
                 line = measures["lines"][delta][base]
-                assert [point["at"] for point in line] == [0.0, 0.5, 1.0]
+                assert [point["at"] for point in line] == [0.0, 1.0]
                 assert is_score(line[0], matrix[delta][base])
                 assert is_score(line[-1], matrix[base][base])
     for delta, found in measures["scalings"].items():

@@ -177,8 +177,13 @@ def at(curve: Curve, step: int) -> float:
 
 
 def steps_to(curve: Curve, accuracy: float) -> float:
-    """The first measured step with this accuracy; infinity where there is none."""
-    return next((point["step"] for point in curve if point["accuracy"] >= accuracy), math.inf)
+    """The measured step from which on the accuracy is no less; infinity where there is none."""
+    found = math.inf
+    for point in reversed(curve):
+        if point["accuracy"] < accuracy:
+            break
+        found = point["step"]
+    return found
 
 
 def last(curve: Curve) -> float:
@@ -219,7 +224,11 @@ def curves(seeds: Sequence[Measures]) -> Table:
         goal = 0.9 * last(plain)
         return steps_to(merged, goal) < steps_to(plain, goal)
 
+    def ahead(measures: Measures, base: str, step: int) -> bool:
+        return at(_curve(measures, "direct", base), step) > at(_curve(measures, "base", base), step)
+
     steps = _steps(seeds)
+    halfway = steps[len(steps) // 2]
     return Table(
         "curves",
         "3a. Transferring, then fine-tuning",
@@ -231,18 +240,22 @@ def curves(seeds: Sequence[Measures]) -> Table:
         [
             finding(
                 seeds,
-                f"{shown(base)} + Δ{int(base[1:]) - 1} gets to nine tenths of FT({shown(base)}) "
-                "in fewer steps than the base",
-                partial(sooner, base=base),
+                f"At step {halfway} {shown(new)} + Δ{old[1:]} is ahead of {shown(new)}",
+                partial(ahead, base=new, step=halfway),
             )
-            for base in BASES[1:]
+            for old, new in pairwise(BASES)
         ]
         + [
             finding(
                 seeds,
+                "M5 + Δ4 has nine tenths of FT(M5), and keeps them, after fewer steps than M5",
+                partial(sooner, base="m5"),
+            ),
+            finding(
+                seeds,
                 "At M5 the end is as good as without the delta (within 2 points), or better",
                 lambda m: last(_curve(m, "direct", "m5")) >= last(_curve(m, "base", "m5")) - 0.02,
-            )
+            ),
         ],
         ["curves.png"],
     )
@@ -253,6 +266,7 @@ def distant_starts(seeds: Sequence[Measures]) -> Table:
     named = {"from M5": ("base", "m5")}
     named |= {f"from M5 + Δ{old[1:]}": ("on m5", old) for old in BASES[:-1]}
     steps = _steps(seeds)
+    halfway = steps[len(steps) // 2]
     return Table(
         "distant starts",
         "3b. M5, fine-tuned from deltas of all ages",
@@ -263,10 +277,9 @@ def distant_starts(seeds: Sequence[Measures]) -> Table:
         [
             finding(
                 seeds,
-                "Even the first version's delta is a better start than none, halfway on",
+                f"At step {halfway} even M5 + Δ1 is ahead of M5",
                 lambda m: (
-                    at(_curve(m, "on m5", "m1"), steps[len(steps) // 2])
-                    >= at(_curve(m, "base", "m5"), steps[len(steps) // 2])
+                    at(_curve(m, "on m5", "m1"), halfway) > at(_curve(m, "base", "m5"), halfway)
                 ),
             )
         ],

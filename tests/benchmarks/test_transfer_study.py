@@ -244,9 +244,11 @@ def test_rank_correlation():
 
 
 def test_steps_to():
-    curve = [{"step": 0, "accuracy": 0.1}, {"step": 10, "accuracy": 0.6}]
-    assert steps_to(curve, 0.5) == 10
-    assert steps_to(curve, 0.7) == math.inf
+    accuracies = {0: 0.9, 10: 0.4, 20: 0.6, 30: 0.8}
+    curve = [{"step": step, "accuracy": accuracy} for step, accuracy in accuracies.items()]
+    assert steps_to(curve, 0.5) == 20  # what was there at the start was lost again
+    assert steps_to(curve, 0.4) == 0
+    assert steps_to(curve, 0.85) == math.inf
 
 
 def test_scores():

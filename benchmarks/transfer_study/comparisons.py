@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -341,6 +341,19 @@ def barrier(line: Curve) -> float:
     return max(p["loss"] - ((1 - p["at"]) * begin + p["at"] * end) for p in line)
 
 
+def to_own(measures: Measures, delta: str, base: str) -> Curve:
+    """The line from base + delta to the base's own fine-tune."""
+    found: Curve = measures["lines"][delta][base]
+    return found
+
+
+def between(measures: Measures, delta: str, base: str) -> Curve:
+    """The line between two bases, from the older one on."""
+    old, new = sorted((delta, base))
+    found: Curve = measures["between"][old][new]
+    return found
+
+
 def share(measures: Measures, delta: str, base: str) -> float:
     """What part of the own fine-tune's accuracy a transferred delta gives."""
     return transferred(measures, delta, base) / max(transferred(measures, base, base), 1e-9)
@@ -362,45 +375,56 @@ def _ranks(values: Sequence[float]) -> list[float]:
 
 
 def lines(seeds: Sequence[Measures]) -> Table:
-    """The loss between Mᵢ + Δⱼ and FT(Mᵢ)."""
+    """The loss between Mᵢ + Δⱼ and FT(Mᵢ), and between Mⱼ and Mᵢ."""
 
-    def of_line(measures: Measures, delta: str, base: str) -> Curve:
-        found: Curve = measures["lines"][delta][base]
-        return found
+    def point(measures: Measures, delta: str, base: str, place: int) -> float:
+        return to_own(measures, delta, base)[place]["loss"]
 
-    rows = []
-    for delta, base in sorted(PAIRS, key=lambda pair: (_distance(*pair), pair)):
-        picks = [
-            lambda m, d=delta, b=base: of_line(m, d, b)[0]["loss"],
-            lambda m, d=delta, b=base: max(point["loss"] for point in of_line(m, d, b)),
-            lambda m, d=delta, b=base: of_line(m, d, b)[-1]["loss"],
-            lambda m, d=delta, b=base: barrier(of_line(m, d, b)),
-            partial(share, delta=delta, base=base),
-        ]
-        name = f"{shown(base)} + Δ{delta[1:]} → FT({shown(base)})"
-        rows.append([name, *(spread(seeds, pick) for pick in picks)])
+    def tuned_barrier(measures: Measures, delta: str, base: str) -> float:
+        return barrier(to_own(measures, delta, base))
 
-    def correlation(measures: Measures) -> float:
+    def bases_barrier(measures: Measures, delta: str, base: str) -> float:
+        return barrier(between(measures, delta, base))
+
+    def correlation(measures: Measures, of: Callable[[Measures, str, str], float]) -> float:
         return rank_correlation(
-            [barrier(of_line(measures, *pair)) for pair in PAIRS],
-            [share(measures, *pair) for pair in PAIRS],
+            [of(measures, *pair) for pair in PAIRS], [share(measures, *pair) for pair in PAIRS]
         )
 
-    rows.append(["rank correlation of the last two", "", "", "", spread(seeds, correlation), ""])
+    rows: list[list[Any]] = []
+    for delta, base in sorted(PAIRS, key=lambda pair: (_distance(*pair), pair)):
+        picks = (
+            partial(point, place=0),
+            partial(point, place=-1),
+            tuned_barrier,
+            bases_barrier,
+            share,
+        )
+        cells = [spread(seeds, partial(pick, delta=delta, base=base)) for pick in picks]
+        rows.append([f"Δ{delta[1:]} on {shown(base)}", *cells])
+    barriers = (tuned_barrier, bases_barrier)
+    together = [spread(seeds, partial(correlation, of=of)) for of in barriers]
+    rows.append(["rank correlation with the share", "", "", *together, ""])
     return Table(
         "lines",
         "5. Linear connectivity",
-        "Loss (nats a token) of held-out questions along the straight line between the transferred "
-        "and the fine-tuned model. The barrier is the most by which it rises above the straight "
-        "line between the losses at both ends. The share is the accuracy of Mᵢ + Δⱼ over FT(Mᵢ)'s.",
-        ["", "start", "highest", "end", "barrier", "share"],
+        "Losses in nats a token. Start and end: held-out questions, of Mᵢ + Δⱼ and of FT(Mᵢ). "
+        "Barrier: the most by which the loss on the straight line between two models rises above "
+        "the straight line between their losses; first between Mᵢ + Δⱼ and FT(Mᵢ), then between "
+        "Mⱼ and Mᵢ, asked held-out notes. The share is the accuracy of Mᵢ + Δⱼ over FT(Mᵢ)'s.",
+        ["", "start", "end", "barrier", "barrier between bases", "share"],
         rows,
         [papers.LINES],
         [
             finding(
                 seeds,
-                "The lower the barrier, the better the transfer (rank correlation below −0.5)",
-                lambda m: correlation(m) < -0.5,
+                f"The lower the barrier {where}, the better the transfer "
+                "(rank correlation below −0.5)",
+                lambda m, of=of: correlation(m, of) < -0.5,
+            )
+            for where, of in (
+                ("to the own fine-tune", tuned_barrier),
+                ("between the bases", bases_barrier),
             )
         ],
         ["barriers.png", "lines.png"],

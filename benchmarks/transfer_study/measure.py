@@ -8,6 +8,7 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,15 @@ def measure(folder: Path, tell: Callable[[str], None]) -> Measures:
     """Measure what the chains in ``folder`` have made; what was measured before is only read.
 
     Scores are ``{"accuracy": share of exact answers, "loss": nats a token}``. Pieces: ``models``
-    (scores by kind of question), ``curves`` (by step of a fine-tuning), ``lines``, ``scalings`` and
-    ``grid`` (along sweeps of the engine), ``geometry`` (relative norms, and cosines).
+    (scores by kind of question), ``curves`` (by step of a fine-tuning), ``lines``, ``between``,
+    ``scalings`` and ``grid`` (along sweeps of the engine), ``geometry`` (norms and cosines).
     """
     seed = _Seed(folder)
     pieces: dict[str, Callable[[], Any]] = {
         "models": seed.models,
         "curves": seed.curves,
         **{f"line-{d}-{b}": _bind(seed.line, d, b) for d in BASES for b in BASES if d != b},
+        **{f"between-{a}-{b}": _bind(seed.between, a, b) for a, b in combinations(BASES, 2)},
         **{f"scaling-{d}-{b}": _bind(seed.scaling, d, b) for d, b in SCALED},
         "grid": seed.grid,
         "geometry": seed.geometry,
@@ -63,6 +65,7 @@ def measure(folder: Path, tell: Callable[[str], None]) -> Measures:
     return {
         **{name: found[name] for name in ("models", "curves", "grid", "geometry")},
         "lines": _nested(found, "line"),
+        "between": _nested(found, "between"),
         "scalings": _nested(found, "scaling"),
     }
 
@@ -172,6 +175,13 @@ class _Seed:
         models = {"target": self.on(delta, base), "source_ft": self.tuned(base)}
         places = self.sweep("sweep.yaml", models, {"scaling": self.recipe.line})
         return [{"at": at, **self.score(p, "english")} for at, p in places]
+
+    def between(self, old: str, new: str) -> list[dict[str, float]]:
+        """From one base to another, asked what both were pretrained on."""
+        bases = self.folder / "bases"
+        models = {"target": bases / old, "source_ft": bases / new}
+        places = self.sweep("sweep.yaml", models, {"scaling": self.recipe.line})
+        return [{"at": at, **self.score(p, "notes")} for at, p in places]
 
     def scaling(self, delta: str, base: str) -> list[dict[str, float]]:
         """base + scaling · delta."""

@@ -13,7 +13,15 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from benchmarks.transfer_study.comparisons import PAIRS, barrier, share, shown, transferred
+from benchmarks.transfer_study.comparisons import (
+    PAIRS,
+    barrier,
+    between,
+    share,
+    shown,
+    to_own,
+    transferred,
+)
 from benchmarks.transfer_study.recipe import BASES
 from benchmarks.transfer_study.tables import Measures
 
@@ -116,23 +124,24 @@ def iterative(seeds: Seeds) -> Any:
 
 
 def barriers(seeds: Seeds) -> Any:
-    """The barrier of each pair against the quality of its transfer."""
-    figure, axes = plt.subplots(figsize=(4.8, 3.6))
-    for distance in range(1, len(BASES)):
-        chosen = [
-            (delta, base)
-            for delta, base in PAIRS
-            if abs(BASES.index(delta) - BASES.index(base)) == distance
-        ]
-        points = [
-            (barrier(measures["lines"][d][b]), share(measures, d, b))
-            for measures in seeds
-            for d, b in chosen
-        ]
-        axes.scatter(*zip(*points, strict=True), label=f"{distance} apart", s=22)
-    axes.set_xlabel("loss barrier between base + delta and own fine-tune (nats)")
-    axes.set_ylabel("share of the own fine-tune's accuracy")
-    axes.legend(fontsize=8)
+    """Both barriers of each pair against the quality of its transfer."""
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True)
+    kinds = {
+        "barrier between base + Δ and own fine-tune (nats)": to_own,
+        "barrier between the two bases (nats)": between,
+    }
+    for axes, (label, line_of) in zip(panels, kinds.items(), strict=True):
+        for distance in range(1, len(BASES)):
+            points = [
+                (barrier(line_of(measures, d, b)), share(measures, d, b))
+                for measures in seeds
+                for d, b in PAIRS
+                if abs(BASES.index(d) - BASES.index(b)) == distance
+            ]
+            axes.scatter(*zip(*points, strict=True), label=f"{distance} apart", s=22)
+        axes.set_xlabel(label)
+    panels[0].set_ylabel("share of FT's accuracy")
+    panels[0].legend(fontsize=8)
     return figure
 
 

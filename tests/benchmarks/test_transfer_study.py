@@ -164,6 +164,10 @@ def test_what_is_measured_belongs_together(measures):
                 assert [point["at"] for point in line] == [0.0, 1.0]
                 assert is_score(line[0], matrix[delta][base])
                 assert is_score(line[-1], matrix[base][base])
+                old, new = sorted((delta, base))
+                ends = measures["between"][old][new]
+                assert is_score(ends[0], bases[old]["notes"])
+                assert is_score(ends[-1], bases[new]["notes"])
     for delta, found in measures["scalings"].items():
         for base, (none, all_of_it) in found.items():
             assert is_score(none, bases[base]["english"])

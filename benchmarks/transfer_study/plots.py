@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from benchmarks.transfer_study.comparisons import (
     between,
     share,
     shown,
-    to_own,
     transferred,
 )
 from benchmarks.transfer_study.recipe import BASES
@@ -124,24 +124,28 @@ def iterative(seeds: Seeds) -> Any:
 
 
 def barriers(seeds: Seeds) -> Any:
-    """Both barriers of each pair against the quality of its transfer."""
-    figure, panels = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True)
-    kinds = {
-        "barrier between base + Δ and own fine-tune (nats)": to_own,
-        "barrier between the two bases (nats)": between,
-    }
-    for axes, (label, line_of) in zip(panels, kinds.items(), strict=True):
-        for distance in range(1, len(BASES)):
-            points = [
-                (barrier(line_of(measures, d, b)), share(measures, d, b))
-                for measures in seeds
-                for d, b in PAIRS
-                if abs(BASES.index(d) - BASES.index(b)) == distance
-            ]
-            axes.scatter(*zip(*points, strict=True), label=f"{distance} apart", s=22)
-        axes.set_xlabel(label)
-    panels[0].set_ylabel("share of FT's accuracy")
-    panels[0].legend(fontsize=8)
+    """The loss between bases, and its barrier against the quality of the transfer."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
+    for old, new in combinations(BASES, 2):
+        found = [between(measures, old, new) for measures in seeds]
+        rows = [[point["loss"] for point in line] for line in found]
+        colour = f"C{BASES.index(old)}"
+        label = f"from {shown(old)}" if BASES.index(new) == BASES.index(old) + 1 else None
+        _line(left, [point["at"] for point in found[0]], rows, label=label, color=colour)
+    left.set_xlabel("on the line to a later base")
+    left.set_ylabel("loss of notes (nats)")
+    left.legend(fontsize=8)
+    for distance in range(1, len(BASES)):
+        points = [
+            (barrier(between(measures, d, b)), share(measures, d, b))
+            for measures in seeds
+            for d, b in PAIRS
+            if abs(BASES.index(d) - BASES.index(b)) == distance
+        ]
+        right.scatter(*zip(*points, strict=True), label=f"{distance} apart", s=22)
+    right.set_xlabel("barrier between the bases (nats)")
+    right.set_ylabel("share of FT's accuracy")
+    right.legend(fontsize=8)
     return figure
 
 

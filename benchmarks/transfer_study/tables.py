@@ -19,7 +19,7 @@ class Spread:
     digits: int = 2
 
     def __str__(self) -> str:
-        mean = f"{statistics.fmean(self.values):.{self.digits}f}"
+        mean = f"{statistics.fmean(self.values):.{self.digits}f}".replace("-", "−")
         if len(self.values) == 1:
             return mean
         return f"{mean} ± {statistics.stdev(self.values):.{self.digits}f}"

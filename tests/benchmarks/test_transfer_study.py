@@ -222,6 +222,7 @@ def test_plots(measures, tmp_path):
 
 def test_spreads_and_findings():
     assert str(Spread((0.5,))) == "0.50"
+    assert str(Spread((-0.5,))) == "−0.50"
     assert str(Spread((0.4, 0.6, 0.8), digits=1)) == "0.6 ± 0.2"
     assert str(Finding("Up", (True,))) == "Up: seen."
     assert str(Finding("Up", (False,))) == "Up: **not seen**."

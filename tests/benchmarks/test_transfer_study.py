@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise, product
@@ -86,11 +87,13 @@ def programs(tmp_path_factory):
 def run(programs):
     """Run the chains of a study in a folder, without measuring."""
 
-    def run(folder: Path, killed: str | None = None) -> None:
+    def run(folder: Path, *jobs: str, killed: str | None = None) -> None:
         if killed is not None:
             (programs / "killed").write_text(killed)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(work, "PATHS", [programs, *work.PATHS])
+            if jobs:
+                patch.setattr(work, "NEEDS", {job: jobs[:n] for n, job in enumerate(jobs)})
             patch.setattr(work, "_MEASURE", ("-c", "open('measures.json', 'w').write('{}')"))
             work.run_all(folder, [0], TOY, workers=2)
 
@@ -102,7 +105,7 @@ def study(tmp_path_factory, run):
     """A whole study, whose engine was killed in the middle of Algorithm 1."""
     folder = tmp_path_factory.mktemp("study")
     with pytest.raises(work.JobFailed, match="seed 0: algorithm-1"):
-        run(folder, killed="m3_ft")
+        run(folder, "lineage", "algorithm-1", killed="m3_ft")
     run(folder)
     return folder / "seed0"
 
@@ -127,10 +130,9 @@ def test_nothing_is_done_twice(study):
     assert len(set(known)) == 5 + 15 + 5
 
 
-def test_killed_or_not_the_same_bytes(study, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "NEEDS", {"lineage": (), "algorithm-1": ("lineage",)})
-    with pytest.raises(FileNotFoundError, match=r"measures\.json"):  # nobody measures
-        run(tmp_path)
+def test_killed_or_not_the_same_bytes(study, run, tmp_path):
+    shutil.copytree(study / "bases", tmp_path / "seed0" / "bases")
+    run(tmp_path, "algorithm-1", "measuring")
     for name in ("m2_start", "m5_ft"):
         one, other = (
             folder / "algorithm-1" / name / "model.safetensors"

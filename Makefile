@@ -14,7 +14,7 @@ BUILT_FROM := pyproject.toml .ci/constraints.txt $(wildcard mergeengine/executio
 demo: $(VENV)/.run
 	$(BIN)/python -m benchmarks.demo $(if $(SEEDS),--seeds $(SEEDS))
 
-# SEEDS says how many lineages, an hour each on busy cores. What is done is not done again.
+# SEEDS says how many lineages, up to an hour each. What is done is not done again.
 study: $(VENV)/.study
 	$(BIN)/python -m benchmarks.transfer_study $(if $(SEEDS),--seeds $(SEEDS))
 

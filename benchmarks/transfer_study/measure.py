@@ -104,6 +104,9 @@ def _write(path: Path, text: str) -> None:
 
 def main() -> None:
     """Measure the seed in the working directory, into its `measures.json`."""
+    quiet_torch()
+    # A sweep makes dozens of models that are looked at once; what it would say is known.
+    logging.getLogger("mergeengine").setLevel(logging.ERROR)
     found = measure(Path.cwd(), lambda text: print(text, flush=True))
     _write(Path.cwd() / MEASURES, json.dumps(found))
 
@@ -112,9 +115,6 @@ class _Seed:
     """The models of a seed, and one that takes the weights of each in turn."""
 
     def __init__(self, folder: Path) -> None:
-        quiet_torch()
-        # A sweep makes dozens of models that are looked at once; what it would say is known.
-        logging.getLogger("mergeengine").setLevel(logging.ERROR)
         self.folder = folder
         self.recipe, _ = read(folder, Measuring)
         self.model = load_model(folder / "bases" / BASES[0])

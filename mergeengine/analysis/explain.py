@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mergeengine.compiler.binding import Binding, BoundTensor, Delta, working_dtype
+from mergeengine.compiler.bound import Binding, BoundTensor, Delta, working_dtype
 from mergeengine.compiler.merging import merges_models, method_of
 from mergeengine.lazy.weight import added_to, node_of
 from mergeengine.plan.plan import DEFAULT_METHOD, Plan

@@ -4,19 +4,24 @@ Everything that can be wrong between checkpoints is found here, by headers alone
 once: tensors that are missing, extra, or of another shape or kind.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 from mergeengine.checkpoints.aliases import alias_of, redundant_alias
 from mergeengine.checkpoints.checkpoint import Checkpoint
 from mergeengine.compiler import mergekit_rounding
 from mergeengine.compiler.alignment import Aligned, align
+from mergeengine.compiler.bound import (
+    Binding,
+    BoundTensor,
+    Delta,
+    Kind,
+    output_of,
+    working_dtype,
+)
 from mergeengine.compiler.correspondence import Counterparts, in_place_of
 from mergeengine.compiler.element_masks import Files, actions_on, masked_delta, misfits
-from mergeengine.compiler.graph import Graph, OutputTensor, compute_dtype
 from mergeengine.compiler.merging import (
-    Setting,
     merged,
     merges_models,
     method_of,
@@ -26,113 +31,15 @@ from mergeengine.compiler.merging import (
 from mergeengine.compiler.rules import check_parameters, check_renames, check_rules, shadowed
 from mergeengine.compiler.tokens import Found, look_up_tokens
 from mergeengine.errors import CheckpointError
-from mergeengine.lazy.dtypes import FLOAT32, OUTPUT_DTYPES, DType
 from mergeengine.lazy.tensor import LazyTensor
 from mergeengine.lazy.weight import Weight, difference, node_of
 from mergeengine.methods.registry import Method
-from mergeengine.methods.relative import at_most, to_ratio
 from mergeengine.methods.transfer import transfer
 from mergeengine.plan.plan import DEFAULT_METHOD, Plan, Source
 from mergeengine.values.actions import Applied, Keep
 from mergeengine.values.anatomy import Anatomy, TensorFacts
-from mergeengine.values.decisions import Decision
 from mergeengine.values.masks import decision_of
 from mergeengine.values.renaming import ROLES_OF_NAMES
-from mergeengine.values.scaling import Measure
-
-Kind = Literal[
-    "merged", "frozen", "kept", "not float", "missing", "mismatch", "unmapped", "copied", "scales"
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """One source's part in one tensor. ``coefficient`` is the product of the three decisions, which
-    multiplies the delta after ``actions``. ``settings`` are the method's parameters of the source.
-
-    Where the scaling is a ``ratio``, or bounded by ``limit``, it is multiplied by what the norms
-    of the tensors give (``weight``), before any action.
-    """
-
-    source: Source
-    base: Weight
-    ft: Weight
-    scaling: Decision
-    plan_mask: Decision
-    source_mask: Decision
-    limit: Decision | None = None
-    actions: tuple[Applied, ...] = ()
-    measure: Measure = "factor"
-    settings: tuple[Setting, ...] = ()
-
-    @property
-    def coefficient(self) -> float:
-        """0: the delta is left out."""
-        if self.limit is not None and not self.limit.value:
-            return 0.0
-        return self.scaling.value * self.plan_mask.value * self.source_mask.value
-
-    def weight(self, target: LazyTensor, difference: LazyTensor) -> float | LazyTensor:
-        """What the difference is multiplied by: masks weaken what the norms decide."""
-        coefficient = self.coefficient
-        if not coefficient or (self.limit is None and self.measure == "factor"):
-            return coefficient
-        return self.scaled(target, difference) * (self.plan_mask.value * self.source_mask.value)
-
-    def scaled(self, target: LazyTensor, difference: LazyTensor) -> float | LazyTensor:
-        """The scaling alone, as the norms decide it where they do."""
-        if self.limit is None and self.measure == "factor":
-            return self.scaling.value
-        if self.limit is None:
-            return to_ratio(target, difference, self.scaling.value)
-        return at_most(target, difference, self.scaling.value, self.limit.value)
-
-
-@dataclass(frozen=True, slots=True)
-class BoundTensor:
-    """One output tensor and what it is made of.
-
-    ``kind``: merged; frozen (every coefficient is 0); kept (a mask takes a fine-tune's); or why it
-    is taken as it is: an integer or boolean tensor, one without a delta (``missing``, ``mismatch``,
-    or ``unmapped``: its layer is left out by `layer_map`), or one that only the fine-tune has
-    (``copied``). ``scales`` are those of a weight that is written in 8 bits. ``origin`` is the
-    tensor that is taken or added to. ``settings`` are the parameters of the plan's method.
-    """
-
-    output: OutputTensor
-    kind: Kind
-    origin: Weight
-    facts: TensorFacts
-    deltas: tuple[Delta, ...] = ()
-    settings: tuple[Setting, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """Every output tensor in the order of the target's files, and what was decided by the way.
-
-    Notes go into the manifest and name no places in the plan; warnings do. ``vocabulary`` counts
-    the rows of embedding and head (``per_token``), where vocabularies differ.
-    """
-
-    tensors: tuple[BoundTensor, ...]
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...] = ()
-    vocabulary: Mapping[str, int] = field(default_factory=dict)
-    per_token: frozenset[str] = frozenset()
-
-    @property
-    def graph(self) -> Graph:
-        return Graph(tuple(tensor.output for tensor in self.tensors))
-
-    def counts(self) -> dict[str, int]:
-        """How many tensors of each kind, merged first."""
-        kinds = [tensor.kind for tensor in self.tensors]
-        return {kind: kinds.count(kind) for kind in dict.fromkeys(sorted(kinds, key=_ORDER.index))}
-
-
-_ORDER = list(get_args(Kind))
-
 
 Pair = tuple[Source, Counterparts, Counterparts]
 """A source, its base and its fine-tune."""
@@ -305,7 +212,7 @@ def _bound(
         plain = _masked(plan, tensor, found, plain, files, aligned)
     value = transfer(receiver, list(zip(weights, plain, strict=True)))
     active = any(delta.coefficient for delta in found)
-    return _output(plan, tensor, facts, value, "merged" if active else "frozen", tuple(found))
+    return output_of(plan, tensor, facts, value, "merged" if active else "frozen", tuple(found))
 
 
 def _by_method(
@@ -359,9 +266,9 @@ def _by_method(
     settings = settings_at(method, facts, plan.parameters, per_source=False)
     strength = found[0].plan_mask
     if strength.value == 0 or not (models or any(delta.coefficient for delta in found)):
-        return _output(plan, tensor, facts, receiver, "frozen", tuple(found), settings=settings)
+        return output_of(plan, tensor, facts, receiver, "frozen", tuple(found), settings=settings)
     value = merged(plan, method, tensor.name, receiver, terms, settings, strength)
-    return _output(plan, tensor, facts, value, "merged", tuple(found), settings=settings)
+    return output_of(plan, tensor, facts, value, "merged", tuple(found), settings=settings)
 
 
 def _masked(
@@ -408,7 +315,7 @@ def _kept(
         found = aligned.whole(ft.other, found)
     problem = _misfit(tensor, found, "source_ft", ft, source, len(pairs) > 1)
     if found is not None and problem is None:
-        return _output(plan, tensor, facts, LazyTensor(node_of(found)), "kept", (), found)
+        return output_of(plan, tensor, facts, LazyTensor(node_of(found)), "kept", (), found)
     if problem is not None:
         kind, sentence, line, way_out = problem
         if (plan.on_missing if kind == "missing" else plan.on_mismatch) == "error":
@@ -502,34 +409,4 @@ def _extras(
 
 
 def _taken(plan: Plan, tensor: Weight, facts: TensorFacts, kind: Kind) -> BoundTensor:
-    return _output(plan, tensor, facts, LazyTensor(node_of(tensor)), kind, ())
-
-
-def _output(
-    plan: Plan,
-    tensor: Weight,
-    facts: TensorFacts,
-    value: LazyTensor,
-    kind: Kind,
-    deltas: tuple[Delta, ...],
-    origin: Weight | None = None,
-    settings: tuple[Setting, ...] = (),
-) -> BoundTensor:
-    dtype = (plan.output.dtype.at(facts) if tensor.dtype.is_float else None) or tensor.dtype
-    working, node = working_dtype(plan, tensor), value.node
-    if working is None:
-        compute = compute_dtype(dtype, plan.numerics.compute_dtype)
-    else:
-        compute = mergekit_rounding.compute_dtype(plan.method, working)
-        node = mergekit_rounding.rounded(plan.method, node, working)
-    target = node_of(tensor) if node.shape == tensor.shape else None
-    output = OutputTensor(tensor.name, dtype, compute, node, target)
-    return BoundTensor(output, kind, origin or tensor, facts, deltas, settings)
-
-
-def working_dtype(plan: Plan, tensor: Weight) -> DType | None:
-    """To what is rounded on the way, as mergekit does; None where only the result is."""
-    if plan.numerics.compatibility is None or not tensor.dtype.is_float:
-        return None
-    asked = plan.numerics.compute_dtype
-    return OUTPUT_DTYPES.get(tensor.dtype.name if asked == "auto" else asked, FLOAT32)
+    return output_of(plan, tensor, facts, LazyTensor(node_of(tensor)), kind, ())

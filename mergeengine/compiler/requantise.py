@@ -15,7 +15,7 @@ from typing import Any
 
 from mergeengine.checkpoints.checkpoint import Checkpoint
 from mergeengine.checkpoints.quantised import quantisation_config
-from mergeengine.compiler.binding import Binding, BoundTensor
+from mergeengine.compiler.bound import Binding, BoundTensor
 from mergeengine.compiler.graph import OutputTensor
 from mergeengine.errors import CheckpointError
 from mergeengine.lazy import algebra

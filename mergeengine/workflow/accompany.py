@@ -6,7 +6,7 @@ from importlib.metadata import version
 import yaml
 
 from mergeengine.checkpoints.aliases import is_embedding, is_head
-from mergeengine.compiler.binding import Binding
+from mergeengine.compiler.bound import Binding
 from mergeengine.compiler.graph import Graph, OutputTensor
 from mergeengine.compiler.merging import method_of
 from mergeengine.lazy.nodes import Node, walk

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from mergeengine.checkpoints.checkpoint import Checkpoint
-from mergeengine.compiler.binding import Binding
+from mergeengine.compiler.bound import Binding
 from mergeengine.compiler.graph import OutputTensor
 from mergeengine.lazy import algebra
 from mergeengine.lazy.dtypes import FLOAT64

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mergeengine.compiler.binding import Binding, bind
+from mergeengine.compiler.binding import bind
+from mergeengine.compiler.bound import Binding
 from mergeengine.compiler.merging import method_of
 from mergeengine.compiler.requantise import requantised
 from mergeengine.compiler.schedule import Schedule, schedule

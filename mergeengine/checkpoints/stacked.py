@@ -16,7 +16,7 @@ from mergeengine.checkpoints.checkpoint import Checkpoint
 from mergeengine.checkpoints.config import LAYER_COUNTS, TEXT
 from mergeengine.checkpoints.documents import listing
 from mergeengine.errors import CheckpointError
-from mergeengine.lazy.weight import Derived, Weight, node_of
+from mergeengine.lazy.weight import Weight, called
 from mergeengine.values.anatomy import Anatomy, TensorFacts
 from mergeengine.values.references import ModelReference, Slab
 from mergeengine.values.selectors import LayerRange
@@ -108,15 +108,9 @@ def _tensors(layers: Sequence[_Layer], parts: Sequence[Checkpoint]) -> dict[str,
         for tensor in inside.get((layer.part, layer.number), ()):
             rest = tensor.name[len(layer.prefix) + len(str(layer.number)) :]
             name = f"{prefix}{place}{rest}"
-            tensors[name] = _called(name, tensor)
+            tensors[name] = called(name, tensor)
     tensors.update((tensor.name, tensor) for tensor in after)
     return tensors
-
-
-def _called(name: str, tensor: Weight) -> Weight:
-    if tensor.name == name:
-        return tensor
-    return Derived(tensor.source, name, tensor.dtype, node_of(tensor))
 
 
 def _config(layers: Sequence[_Layer]) -> tuple[Mapping[str, Any] | None, list[str]]:

@@ -19,7 +19,7 @@ from mergeengine.compiler.bound import (
     output_of,
     working_dtype,
 )
-from mergeengine.compiler.correspondence import Counterparts, in_place_of
+from mergeengine.compiler.correspondence import Counterparts
 from mergeengine.compiler.element_masks import Files, actions_on, masked_delta, misfits
 from mergeengine.compiler.merging import (
     merged,
@@ -32,7 +32,7 @@ from mergeengine.compiler.rules import check_parameters, check_renames, check_ru
 from mergeengine.compiler.tokens import Found, look_up_tokens
 from mergeengine.errors import CheckpointError
 from mergeengine.lazy.tensor import LazyTensor
-from mergeengine.lazy.weight import Weight, difference, node_of
+from mergeengine.lazy.weight import Weight, called, difference, node_of
 from mergeengine.methods.registry import Method
 from mergeengine.methods.transfer import transfer
 from mergeengine.plan.plan import DEFAULT_METHOD, Plan, Source
@@ -404,7 +404,7 @@ def _extras(
             else:
                 copied[name] = ft
                 notes.add(f"copied from source_ft ({ft}), as on_extra says", name, "")
-                taken = in_place_of(name, tensor)
+                taken = called(name, tensor)
                 yield _taken(plan, taken, anatomy.tensor(name, tensor.shape), "copied")
 
 

@@ -14,7 +14,7 @@ from mergeengine.checkpoints.checkpoint import Checkpoint
 from mergeengine.checkpoints.layouts import remake, spelled
 from mergeengine.checkpoints.prefixes import Pair, find_prefixes
 from mergeengine.lazy import algebra
-from mergeengine.lazy.weight import Derived, Weight, node_of
+from mergeengine.lazy.weight import Derived, Weight
 from mergeengine.values.renaming import LayerMap, Rename, RoleOfName
 
 
@@ -217,10 +217,3 @@ _SENTENCES = {
     "tied": "taken from tied weights in {}",
     "zero": "biases are not in {}, where they are zero",
 }
-
-
-def in_place_of(name: str, tensor: Weight) -> Weight:
-    """The same tensor under another name."""
-    if tensor.name == name:
-        return tensor
-    return Derived(tensor.source, name, tensor.dtype, node_of(tensor))

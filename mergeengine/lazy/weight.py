@@ -62,6 +62,13 @@ def node_of(weight: Weight) -> Node:
     return weight.node if isinstance(weight, Derived) else algebra.stored(weight)
 
 
+def called(name: str, weight: Weight) -> Weight:
+    """The same tensor under another name."""
+    if weight.name == name:
+        return weight
+    return Derived(weight.source, name, weight.dtype, node_of(weight))
+
+
 def difference(ft: Weight, base: Weight) -> Node:
     """``ft - base``. Where ``ft`` is made by adding to ``base``, it is what was added, exactly,
     instead of a sum of which its first term is taken away again."""

@@ -17,7 +17,6 @@ from mergeengine.lazy.tensor import LazyTensor
 from mergeengine.values.actions import (
     Above,
     Applied,
-    Drop,
     FileMask,
     Orthogonal,
     Ranked,
@@ -79,7 +78,7 @@ def masked(
             else:
                 kept = same_sign(delta, other) + _not_a_number(delta)
         else:
-            kept = surviving(delta, action, key(applied.level))
+            kept = surviving(delta, action.probability, key(applied.level))
         delta = delta * 0.0 if kept is None else kept.where(delta, zero)
     return delta
 
@@ -116,10 +115,10 @@ def same_sign(one: LazyTensor, other: LazyTensor) -> LazyTensor:
     return (one > 0.0) * (other > 0.0) + (zero > one) * (zero > other)
 
 
-def surviving(delta: LazyTensor, action: Drop, key: int) -> LazyTensor:
-    """1 where a random number is not below the probability (rounded up to its 24 bits, so that
-    every arithmetic draws the same)."""
-    limit = ceil(action.probability * _STEPS) / _STEPS
+def surviving(delta: LazyTensor, dropped: float, key: int) -> LazyTensor:
+    """1 where a random number is not below the probability to be dropped (rounded up to its 24
+    bits, so that every arithmetic draws the same)."""
+    limit = ceil(dropped * _STEPS) / _STEPS
     return LazyTensor(algebra.random(key, delta.shape)) >= limit
 
 

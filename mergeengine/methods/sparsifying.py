@@ -1,15 +1,12 @@
 """Leaving elements of a delta out: by magnitude, and by chance with what is left rescaled."""
 
 from fractions import Fraction
-from math import ceil
 
 from mergeengine.lazy import algebra
 from mergeengine.lazy.tensor import LazyTensor
 from mergeengine.methods.combining import is_zero, nothing, zeros
-from mergeengine.methods.masking import ranked
+from mergeengine.methods.masking import ranked, surviving
 from mergeengine.methods.registry import Coefficient, choice
-
-STEPS = 1 << 24  # of random numbers
 
 
 def share_of(share: float, count: int) -> int:
@@ -62,11 +59,10 @@ def by_chance(
         return delta
     if density == 0:
         return zeros(delta)
-    drawn = LazyTensor(algebra.random(key, delta.shape))
     if chances is None:
-        kept = drawn >= ceil((1 - density) * STEPS) / STEPS
+        kept = surviving(delta, 1 - density, key)
     else:
-        kept = chances > drawn
+        kept = chances > LazyTensor(algebra.random(key, delta.shape))
     left = nothing(weight)
     if rescale == "density":
         return kept.where(delta / (density if chances is None else chances), left)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from command_line import Command, Ended
 from hub_stand_in import StandInHub
 from hypothesis import settings
 from remote_stand_in import StandInServer
@@ -17,6 +18,20 @@ if TYPE_CHECKING:
 # Other load on the machine must not fail a test: speed is measured in benchmarks.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """A way to call the command line."""
+    from mergeengine.cli import call
+
+    def run(*arguments: str) -> Ended:
+        capsys.readouterr()
+        code = call(arguments)
+        captured = capsys.readouterr()
+        return Ended(code, captured.out, captured.err)
+
+    return run
 
 
 @pytest.fixture

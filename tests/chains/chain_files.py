@@ -3,8 +3,6 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,32 +94,3 @@ def digests(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.suffix != ".log"
     }
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def outcomes(self) -> dict[str, str]:
-        """What became of each step; of `--format json`."""
-        return {step["id"]: step["outcome"] for step in json.loads(self.out)["steps"]}
-
-    @property
-    def made(self) -> list[str]:
-        return [step for step, outcome in self.outcomes.items() if outcome == "made"]
-
-    @property
-    def states(self) -> dict[str, str]:
-        return {step["id"]: step["state"] for step in json.loads(self.out)["steps"]}
-
-    @property
-    def reasons(self) -> dict[str, str]:
-        return {step["id"]: step["reason"] for step in json.loads(self.out)["steps"]}
-
-
-Command = Callable[..., Ended]

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-from chain_files import Command, Ended, lineage
-
-from mergeengine.cli import call
+from chain_files import lineage
+from command_line import Command, Ended
 
 
 @pytest.fixture
@@ -14,17 +13,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lineage(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    def run(*arguments: str) -> Ended:
-        capsys.readouterr()
-        code = call(arguments)
-        captured = capsys.readouterr()
-        return Ended(code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture

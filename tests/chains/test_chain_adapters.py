@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from chain_files import Command, write_chain
+from chain_files import write_chain
+from command_line import Command
 from safetensors.torch import load_file, save_file
 
 WEIGHT = "model.layers.0.mlp.up_proj.weight"

@@ -1,16 +1,12 @@
 """Three tiny models and a plan in the current folder, and a way to call the command line."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-
-from mergeengine.cli import call
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -32,22 +28,6 @@ masks:
 output:
   path: out
 """
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Command = Callable[..., Ended]
 
 
 def make_model(folder: Path, seed: int, config: dict[str, Any] | None = None) -> None:
@@ -74,14 +54,3 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "plan.yaml").write_text(PLAN)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    def run(*arguments: str) -> Ended:
-        capsys.readouterr()
-        code = call(arguments)
-        captured = capsys.readouterr()
-        return Ended(code, captured.out, captured.err)
-
-    return run

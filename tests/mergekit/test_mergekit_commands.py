@@ -1,19 +1,16 @@
 """Wherever a command takes a plan, it takes a configuration."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
 import pytest
+from command_line import Command
 from safetensors.numpy import save_file
 from tiny_llamas import make, read
 
 import mergeengine
-from mergeengine.cli import call
 from mergeengine.errors import PlanError
 from mergeengine.mergekit.methods import METHODS, WEIGHT
 from mergeengine.mergekit.recognition import is_config, is_several
@@ -44,18 +41,6 @@ dtype: float32
 """
 
 
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Command = Callable[..., Ended]
 Models = dict[str, dict[str, np.ndarray]]
 
 
@@ -64,17 +49,6 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Models:
     """Two tiny models in the working directory."""
     monkeypatch.chdir(tmp_path)
     return {name: make(tmp_path / name, layers=2) for name in "ab"}
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    def run(*arguments: str) -> Ended:
-        capsys.readouterr()
-        code = call(list(arguments))
-        captured = capsys.readouterr()
-        return Ended(code, captured.out, captured.err)
-
-    return run
 
 
 def write(text: str, name: str = "config.yml") -> Path:
